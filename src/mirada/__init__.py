@@ -1,1 +1,22 @@
 """mirada: one small Transformer core, and every model of the family built from it."""
+
+import importlib
+
+__version__ = "0.1.0"
+
+_HOMES = {  # public name -> the module that holds it; nothing is imported until it is used
+    "load": "registry", "save": "registry", "build": "registry", "sizes": "registry",
+    "families": "registry", "Model": "model", "kernel": "core.attend",
+    "MiradaError": "errors", "UntrustedInputError": "errors", "WorkFailed": "errors",
+}
+__all__ = sorted(_HOMES)
+
+
+def __getattr__(name: str):
+    if name not in _HOMES:
+        raise AttributeError(f"mirada has no {name!r}")
+    return getattr(importlib.import_module(f"mirada.{_HOMES[name]}"), name)
+
+
+def __dir__() -> list[str]:
+    return [*__all__, "__version__"]

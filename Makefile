@@ -1,0 +1,68 @@
+# make demo and make test do all the set-up; they need Python >= 3.11 with venv, nothing else.
+PYTHON ?= python3
+WORKERS ?= 2
+SEED ?= 0
+N ?= 20
+PIP_ARGS ?=
+
+VENV := .venv
+BIN := $(VENV)/bin
+PIP := $(BIN)/python -m pip --disable-pip-version-check install $(PIP_ARGS)
+REAL := $(PIP) --no-deps --require-hashes --only-binary :all:
+
+.DEFAULT_GOAL := help
+.PHONY: help demo test test-slow lint scope mutants clean
+
+help:
+	@echo "make demo              install, then ask a real model a question and draw its attention"
+	@echo "make test              install, then run the tests (all but slow and gpu)"
+	@echo "make test-slow         run the slow tests"
+	@echo "make lint              style and types"
+	@echo "make scope             which rows of the checklist work; WITHOUT=family hides one"
+	@echo "make mutants           break the core N times by SEED; the tests must notice"
+	@echo "make clean             remove .venv and everything generated"
+	@echo "Set PYTHON to choose an interpreter, WORKERS for the number of test processes, and"
+	@echo "PIP_ARGS to pass options to pip, for example an index with CPU builds of torch."
+
+demo: $(VENV)/demo.done
+	@$(BIN)/mirada demo
+
+test: $(VENV)/test.done
+	$(BIN)/python -m pytest -q -n $(WORKERS) --dist worksteal
+
+test-slow: $(VENV)/test.done
+	$(BIN)/python -m pytest -q -m "slow and not gpu"
+
+lint: $(VENV)/test.done
+	$(BIN)/ruff check .
+	$(BIN)/mypy
+
+scope: $(VENV)/test.done
+	@$(BIN)/python tools/scope.py --workers $(WORKERS) $(if $(WITHOUT),--without $(WITHOUT))
+
+mutants: $(VENV)/test.done
+	@$(BIN)/python tools/mutants.py --seed $(SEED) --count $(N) --workers $(WORKERS)
+
+clean:
+	rm -rf $(VENV) build dist .pytest_cache .mypy_cache .ruff_cache .hypothesis attention.png
+	find . -name __pycache__ -type d -prune -exec rm -rf {} +
+
+# A stamp is renewed when what it was installed from changes.
+$(VENV)/demo.done: pyproject.toml constraints.txt demo-packages.txt | $(BIN)/python
+	$(PIP) -c constraints.txt -e ".[look]"
+	$(REAL) -r demo-packages.txt
+	@touch $@
+
+$(VENV)/test.done: pyproject.toml constraints.txt demo-packages.txt real-packages.txt | $(BIN)/python
+	$(PIP) -c constraints.txt -e ".[dev]"
+	$(REAL) -r real-packages.txt
+	@touch $@
+
+$(BIN)/python:
+	@command -v $(PYTHON) >/dev/null || \
+	  { echo "$(PYTHON) was not found: install Python 3.11 or newer, or name one (make PYTHON=...)."; exit 1; }
+	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' || \
+	  { echo "mirada needs Python 3.11 or newer: name one (make PYTHON=python3.12)."; exit 1; }
+	@$(PYTHON) -c 'import ensurepip, venv' 2>/dev/null || \
+	  { echo "Python's venv is missing: install it (Debian, Ubuntu: apt install python3-venv)."; exit 1; }
+	$(PYTHON) -m venv $(VENV)

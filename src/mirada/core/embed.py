@@ -1,0 +1,71 @@
+"""How the residual stream begins: tokens and picture patches."""
+
+from __future__ import annotations
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from .context import Ctx, Inputs
+
+
+class Tokens(nn.Module):
+    """norm(token * scale + position + type), (B, T, D).
+
+    positions: a module of positions -> (.., T, D), or None. types: number of segment kinds, or 0.
+    project: width D when the table is narrower (ALBERT's factorisation), else None.
+    """
+
+    def __init__(self, vocab: int, d: int, *, positions=None, types=0, norm=None, scale=1.0,
+                 project=None):
+        super().__init__()
+        self.token = nn.Embedding(vocab, d)
+        self.position = positions
+        self.type = nn.Embedding(types, d) if types else None
+        self.norm = norm or nn.Identity()
+        self.project = nn.Identity() if project is None else nn.Linear(d, project)
+        self.scale, self.dropout = scale, 0.0
+
+    def forward(self, inputs: Inputs, ctx: Ctx) -> Tensor:
+        x = self.token(inputs.input_ids) if inputs.inputs_embeds is None else inputs.inputs_embeds
+        x = x * self.scale if self.scale != 1.0 else x  # speed
+        if self.type is not None:
+            kinds = inputs.token_type_ids
+            x = x + (self.type.weight[0] if kinds is None else self.type(kinds))
+        if self.position is not None:
+            x = x + self.position(ctx.positions, dtype=x.dtype)
+        return self.project(F.dropout(self.norm(x), self.dropout, self.training))
+
+
+class Patches(nn.Module):
+    """A picture cut into patches, each projected, behind a class token (2010.11929, eq. 1).
+
+    image, patch: (height, width) in pixels. hidden: a learned vector for masked patches.
+    """
+
+    def __init__(self, image, patch, channels: int, d: int, *, hidden=False):
+        super().__init__()
+        self.image, self.patch = tuple(image), tuple(patch)
+        self.grid = (image[0] // patch[0], image[1] // patch[1])
+        self.project = nn.Conv2d(channels, d, self.patch, self.patch)
+        self.cls = nn.Parameter(torch.zeros(1, 1, d))
+        self.position = nn.Parameter(torch.zeros(1, 1 + self.grid[0] * self.grid[1], d))
+        self.hidden = nn.Parameter(torch.zeros(1, 1, d)) if hidden else None
+        self.dropout = 0.0
+
+    def forward(self, inputs: Inputs, ctx: Ctx) -> Tensor:
+        pixels = inputs.pixel_values  # (B, C, Y, X)
+        x = self.project(pixels).flatten(2).transpose(1, 2)  # (B, N, D)
+        if inputs.bool_masked_pos is not None:
+            x = torch.where(inputs.bool_masked_pos[..., None], self.hidden, x)
+        x = torch.cat([self.cls.expand(len(x), -1, -1), x], 1)  # (B, 1 + N, D)
+        x = x + (self.stretch(pixels) if inputs.interpolate_pos_encoding else self.position)
+        return F.dropout(x, self.dropout, self.training)
+
+    def stretch(self, pixels: Tensor) -> Tensor:
+        """The learned grid, bicubically resized to this picture's: (1, 1 + N', D)."""
+        size = (pixels.shape[2] // self.patch[0], pixels.shape[3] // self.patch[1])
+        cls, grid = self.position[:, :1], self.position[:, 1:]
+        grid = grid.unflatten(1, self.grid).permute(0, 3, 1, 2)  # (1, D, rows, columns)
+        grid = F.interpolate(grid, size=size, mode="bicubic", align_corners=False)
+        return torch.cat([cls, grid.flatten(2).transpose(1, 2)], 1)

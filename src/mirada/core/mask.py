@@ -1,0 +1,113 @@
+"""Which query may look at which key, as a value: structure reaches the kernel, dense comes last."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field, replace
+
+import torch
+from torch import Tensor
+
+
+@dataclass(frozen=True, eq=False)
+class Mask:
+    """A set of allowed (query, key) pairs. Fields are and-ed; `prefix` widens `causal`.
+
+    causal: a query sees keys at or before it.
+    window: a query sees keys closer than this many steps (both ways when not causal).
+    prefix: (B,) or int: the first keys of each row, seen by every query (prefix LM).
+    padding: (B, S) bool, True where the key is real.
+    segments: pairs of ids ((B, T), (B, S)); only equal ids meet (packed texts, shifted windows).
+    start: index of query 0 among the keys: an int, or (B,) when rows differ.
+    slots: (S,) or (B, S): the index each key slot holds, -1 an empty slot; None: slot s holds s.
+    memo: dense masks of this pass, so that layers that share a mask build it once.
+    """
+
+    causal: bool = False
+    window: int | None = None
+    prefix: Tensor | int | None = None
+    padding: Tensor | None = None
+    segments: tuple[tuple[Tensor, Tensor], ...] = ()
+    start: int | Tensor = 0
+    slots: Tensor | None = None
+    memo: dict = field(default_factory=dict, repr=False)
+
+    def __and__(self, other: Mask) -> Mask:
+        """Both must allow. The left side's geometry and memo travel on."""
+        windows = [w for w in (self.window, other.window) if w is not None]
+        return replace(
+            self,
+            causal=self.causal or other.causal,
+            window=min(windows, default=None),
+            prefix=_one(self.prefix, other.prefix, "prefix"),
+            padding=_both(self.padding, other.padding),
+            segments=self.segments + other.segments,
+        )
+
+    def queries(self, T: int, device=None) -> Tensor:
+        """Index of each query among the keys: (T,) or (B, T)."""
+        steps = torch.arange(T, device=device)
+        return steps + (self.start[:, None] if torch.is_tensor(self.start) else self.start)
+
+    def keys(self, S: int, device=None) -> Tensor:
+        """Index that each key slot holds: (S,) or (B, S)."""
+        return torch.arange(S, device=device) if self.slots is None else self.slots
+
+    def trivial(self, T: int, S: int) -> bool:
+        """True when every query is known to see every key, so that no mask need be built."""
+        if self.padding is not None or self.segments or self.slots is not None:
+            return False
+        if torch.is_tensor(self.start):
+            return not self.causal and self.window is None
+        newest = self.start == S - 1 and T == 1  # a decoding step: all keys are its past
+        near = self.window is None or (S <= self.window and (newest or not self.causal))
+        return near and (newest or not self.causal)
+
+    def only_causal(self, T: int, S: int) -> bool:
+        """True when the mask is exactly the lower triangle of a square."""
+        square = self.causal and T == S and not torch.is_tensor(self.start) and self.start == 0
+        near = self.window is None or self.window >= S
+        others = (self.prefix, self.padding, self.slots)
+        return square and near and not self.segments and all(o is None for o in others)
+
+    def dense(self, T: int, S: int, device=None) -> Tensor | None:
+        """(1 or B, 1, T, S) bool, or None when all is allowed. Built once a pass."""
+        if self.trivial(T, S):
+            return None
+        key = (T, S, self.causal, self.window, id(self.prefix), id(self.padding), id(self.slots),
+               id(self.start), tuple(map(id, sum(self.segments, ()))))
+        if key not in self.memo:  # the values travel along: an id means nothing once its owner died
+            self.memo[key] = (self.rows(0, T, T, S, device), self)
+        return self.memo[key][0]
+
+    def rows(self, r0: int, r1: int, T: int, S: int, device=None) -> Tensor:
+        """Rows r0..r1 of the dense mask: (1 or B, 1, r1 - r0, S) bool."""
+        q = self.queries(T, device)[..., r0:r1]
+        k = self.keys(S, device)
+        q, k = q.reshape(-1, 1, q.shape[-1], 1), k.reshape(-1, 1, 1, S)
+        ok = k >= 0
+        if self.causal:
+            ok = ok & _visible(q, k, self.prefix)
+        if self.window is not None:
+            ok = ok & ((q - k).abs() < self.window)
+        if self.padding is not None:
+            ok = ok & self.padding[:, None, None, :]
+        for qs, ks in self.segments:
+            ok = ok & (qs[:, None, r0:r1, None] == ks[:, None, None, :])
+        return ok.expand(-1, -1, r1 - r0, -1)
+
+
+def _visible(q: Tensor, k: Tensor, prefix: Tensor | int | None) -> Tensor:
+    if prefix is None:
+        return k <= q
+    edge = prefix.reshape(-1, 1, 1, 1) if torch.is_tensor(prefix) else prefix
+    return (k <= q) | (k < edge)
+
+
+def _both(a: Tensor | None, b: Tensor | None) -> Tensor | None:
+    return a & b if a is not None and b is not None else (b if a is None else a)
+
+
+def _one(a, b, name: str):
+    if a is not None and b is not None and a is not b:
+        raise ValueError(f"two masks both set {name}; put it in one of them")
+    return b if a is None else a

@@ -1,0 +1,252 @@
+"""Model: a body, a head and a tokenizer behind the reference's argument names."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field, replace
+
+import torch
+from torch import Tensor, nn
+
+from mirada.core.attention import Attention, CrossAttention
+from mirada.core.block import EncoderDecoder, Stack
+from mirada.core.cache import Fixed, Growing, Rolling, Static
+from mirada.core.context import Ctx, Inputs
+from mirada.core.mask import Mask
+from mirada.errors import MiradaError
+
+
+class Output(dict):
+    """Named outputs, as items and as attributes: out.logits, out["logits"]."""
+
+    def __getattr__(self, name: str):
+        if name in self:
+            return self[name]
+        raise AttributeError(f"this output has {', '.join(self)}, not {name!r}")
+
+
+class Caches(list):
+    """One dict of caches per place in the decoder's order: sublayer name -> its cache."""
+
+    def each(self):
+        return (cache for place in self for cache in place.values())
+
+    @property
+    def length(self) -> Tensor:
+        """(B,) tokens that each row has taken in; empty before the first."""
+        return next(c.length for c in self.each() if not isinstance(c, Fixed))
+
+    def crop(self, lengths: Tensor | int) -> None:
+        for cache in self.each():
+            cache.crop(lengths)
+
+    def reorder(self, index: Tensor) -> None:
+        for cache in self.each():
+            cache.reorder(index)
+
+
+@dataclass
+class Origin:
+    """Where a model came from: what `save` writes back and `describe` repeats."""
+
+    path: str | None = None
+    raw: dict = field(default_factory=dict)  # the file's config
+    ignored: dict = field(default_factory=dict)  # config keys not acted on -> why
+    carried: dict = field(default_factory=dict)  # tensors not used, by their names in the file
+    duplicates: list = field(default_factory=list)  # shared tensors that the file wrote twice
+    derived: list = field(default_factory=list)
+    bare: bool = False  # the file's names lack the family's prefix
+    dialect: str = "folder"
+
+
+class Model(nn.Module):
+    """A Transformer with its head. Built by mirada.load and mirada.build.
+
+    family: the family's name; config: its Config; architecture: the reference's class name.
+    """
+
+    def __init__(self, family: str, config, body: nn.Module, head: nn.Module, architecture: str):
+        super().__init__()
+        self.family, self.config, self.architecture = family, config, architecture
+        self.body, self.head = body, head
+        self.origin = Origin()
+        self._tokenizer = None
+
+    @property
+    def kind(self) -> str:
+        """"encoder", "decoder", "encoder-decoder" or "vision"."""
+        from mirada import registry
+        return registry.family(self.family).KIND
+
+    @property
+    def encoder_decoder(self) -> bool:
+        return isinstance(self.body, EncoderDecoder)
+
+    @property
+    def decoder(self) -> Stack:
+        """The stack that generates (of a decoder-only model: its only one)."""
+        return self.body.decoder if self.encoder_decoder else self.body
+
+    @property
+    def generates(self) -> bool:
+        """True for language models that write one token after another."""
+        return self.kind in ("decoder", "encoder-decoder") and hasattr(self.head, "out")
+
+    @property
+    def context(self) -> int | None:
+        """Most tokens a sequence may have, or None where nothing limits it."""
+        return getattr(self.config, "context", None)
+
+    @property
+    def device(self) -> torch.device:
+        return next(self.parameters()).device
+
+    @property
+    def dtype(self) -> torch.dtype:
+        return next(p.dtype for p in self.parameters() if p.is_floating_point())
+
+    @property
+    def tokenizer(self):
+        """The tokenizer that came with the files; read when first used."""
+        if self._tokenizer is None and self.origin.path is not None:
+            from mirada import registry
+            self._tokenizer = registry.tokenizer(self)
+        return self._tokenizer
+
+    @tokenizer.setter
+    def tokenizer(self, value) -> None:
+        self._tokenizer = value
+
+    def paths(self) -> dict[str, str]:
+        """Every state path (`body.` left out) -> the first path of the same tensor."""
+        state = list(self.named_parameters(remove_duplicate=False))
+        state += [(n, b) for n, b in self.named_buffers(remove_duplicate=False)]
+        first: dict[int, str] = {}
+        return {short: first.setdefault(id(t), short)
+                for short, t in ((n.removeprefix("body."), t) for n, t in state)}
+
+    def state(self) -> dict[str, Tensor]:
+        """Each tensor once, by its first path."""
+        paths = self.paths()
+        every = dict(self.named_parameters(remove_duplicate=False))
+        every |= dict(self.named_buffers(remove_duplicate=False))
+        short = {n.removeprefix("body."): t for n, t in every.items()}
+        return {p: short[p].detach() for p, one in paths.items() if p == one}
+
+    def forward(self, input_ids: Tensor | None = None, attention_mask: Tensor | None = None, *,
+                token_type_ids=None, position_ids=None, inputs_embeds=None, segment_ids=None,
+                pixel_values=None, bool_masked_pos=None, interpolate_pos_encoding=False,
+                decoder_input_ids=None, decoder_attention_mask=None, decoder_inputs_embeds=None,
+                encoder_outputs=None, cache: Caches | None = None, labels=None,
+                **more_labels) -> Output:
+        """Named outputs under the reference's names; `loss` too when labels are given.
+
+        input_ids (B, T); attention_mask (B, past + T), 1 where real; position_ids (B, T), counted
+        over real tokens when None; segment_ids (B, T): only equal ids meet (packed documents);
+        encoder_outputs (B, S, D): the memory, when it is known; labels: see the head's loss.
+        """
+        inputs = Inputs(input_ids, inputs_embeds, token_type_ids, pixel_values, bool_masked_pos,
+                        interpolate_pos_encoding)
+        ctx = self._ctx(inputs, attention_mask, position_ids, segment_ids,
+                        None if self.encoder_decoder else cache)
+        out = Output()
+        if self.encoder_decoder:
+            if decoder_input_ids is None and decoder_inputs_embeds is None:
+                decoder_input_ids = self._shifted(labels)
+            if encoder_outputs is None:
+                encoder_outputs = self.body.encode(inputs, ctx)
+            source, inputs = ctx, Inputs(decoder_input_ids, decoder_inputs_embeds)
+            ctx = self._ctx(inputs, decoder_attention_mask, None, None, cache)
+            ctx = replace(ctx, memory=encoder_outputs, memory_mask=source.mask)
+            out["encoder_last_hidden_state"] = encoder_outputs
+        x = self.body(inputs, ctx, cache)  # (B, T, D)
+        out.update(self.head(x, inputs, ctx))
+        given = labels if not more_labels else {"labels": labels, **more_labels}
+        if given is not None:
+            out["loss"] = self._loss(out, given)
+        return out
+
+    def encode(self, input_ids: Tensor, attention_mask: Tensor | None = None) -> Tensor:
+        """The encoder's memory (B, S, D), to be handed to forward as encoder_outputs."""
+        inputs = Inputs(input_ids)
+        return self.body.encode(inputs, self._ctx(inputs, attention_mask, None, None, None))
+
+    def new_cache(self, kind: str = "growing", *, size: int | None = None, margin: int = 0):
+        """Empty caches for generation.
+
+        kind: "growing"; "static" (a buffer of `size` keys); "rolling" (layers with a sliding
+        window keep only that, the others grow; `margin` tokens can be taken back).
+        """
+        makers = {"growing": lambda a: Growing(), "static": lambda a: Static(size or self.context),
+                  "rolling": lambda a: (Rolling(a.mask.window, margin) if a.mask.window
+                                        else Growing())}
+        if kind not in makers:
+            raise MiradaError(f"no cache is called {kind!r}; there are {', '.join(makers)}")
+        decoder, caches = self.decoder, Caches()
+        for index in decoder.order:
+            inner = {name: sub.f for name, sub in decoder.blocks[index].named_children()
+                     if isinstance(getattr(sub, "f", None), Attention)}
+            caches.append({name: Fixed() if isinstance(a, CrossAttention) else makers[kind](a)
+                           for name, a in inner.items()})
+        return caches
+
+    def _ctx(self, inputs: Inputs, attention_mask, positions, segments, cache) -> Ctx:
+        if inputs.pixel_values is not None:
+            return Ctx()
+        given = inputs.inputs_embeds if inputs.input_ids is None else inputs.input_ids
+        if given is None:
+            raise MiradaError("this model reads tokens: call it with input_ids=(B, T)")
+        self._check_ids(inputs.input_ids)
+        T, past = given.shape[1], 0
+        if cache is not None:
+            past = int(next(iter(cache.length), torch.tensor(0)))
+        if attention_mask is not None and attention_mask.shape[1] != past + T:
+            raise MiradaError(f"attention_mask has {attention_mask.shape[1]} columns; it must "
+                              f"cover the {past} cached and {T} new tokens")
+        if positions is None and attention_mask is None:
+            positions = torch.arange(past, past + T, device=given.device)[None]
+        elif positions is None:  # differs: references count pads too, unless generate() tells them
+            positions = (attention_mask.long().cumsum(-1) - 1).clamp(min=0)[:, -T:]
+        pads = None if attention_mask is None else attention_mask.bool()
+        if pads is not None and pads.device.type == "cpu" and bool(pads.all()):  # speed
+            pads = None
+        packed = () if segments is None else ((segments, segments),)
+        return Ctx(positions, Mask(padding=pads, segments=packed))
+
+    def _check_ids(self, ids: Tensor | None) -> None:
+        if ids is None or ids.device.type != "cpu" or not hasattr(self.config, "vocab"):
+            return
+        if ids.ndim != 2 or ids.numel() == 0:
+            raise MiradaError(f"input_ids must be (batch, tokens) with at least one token; their "
+                              f"shape is {tuple(ids.shape)}")
+        low, high = int(ids.min()), int(ids.max())
+        if low < 0 or high >= self.config.vocab:
+            bad = low if low < 0 else high
+            raise MiradaError(f"token id {bad} is not in this model's vocabulary of "
+                              f"{self.config.vocab}; was the text encoded with its tokenizer?")
+
+    def _shifted(self, labels: Tensor | None) -> Tensor:
+        if labels is None:
+            raise MiradaError("an encoder-decoder needs decoder_input_ids or labels")
+        first = labels.new_full((len(labels), 1), self.config.start)
+        pad = getattr(self.config, "pad", 0)
+        return torch.cat([first, labels[:, :-1].masked_fill(labels[:, :-1] < 0, pad)], 1)
+
+    def _loss(self, out: Output, labels) -> Tensor:
+        if not hasattr(self.head, "loss"):
+            raise MiradaError(f"{self.architecture} has no loss: it has no task head")
+        return self.head.loss(out, labels)
+
+    def record(self, **options):
+        """A context manager giving a tape of this model's attention; see mirada.look.record."""
+        from mirada.look.record import record
+        return record(self, **options)
+
+    def generate(self, input_ids: Tensor, **options) -> Tensor:
+        """Token ids, the prompt's and the new ones; see mirada.generate.loop.generate."""
+        from mirada.generate.loop import generate
+        return generate(self, input_ids, **options)
+
+    def stream(self, input_ids: Tensor, **options):
+        """Yields token ids one by one; see mirada.generate.loop.stream."""
+        from mirada.generate.loop import stream
+        return stream(self, input_ids, **options)

@@ -1,0 +1,146 @@
+"""Configs of files and ours, read both ways: a key we do not know raises, it is never skipped.
+
+A family's Config is a frozen dataclass whose fields are made by `key(name in the file, default)`.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import math
+import types
+import typing
+
+from mirada.errors import MiradaError, UntrustedInputError
+
+ANY = object()  # an inert key may hold anything
+
+# Keys of every config that change no number here: labels and task texts, dropout and other rates of
+# training, token ids, output switches, generation's defaults, where the file came from.
+INERT = {name: ANY for name in """
+architectures model_type transformers_version torch_dtype dtype id2label label2id num_labels
+problem_type bos_token_id eos_token_id pad_token_id sep_token_id cls_token_id mask_token_id
+unk_token_id decoder_start_token_id return_dict return_dict_in_generate output_hidden_states
+output_attentions output_scores use_cache use_return_dict torchscript task_specific_params
+finetuning_task tokenizer_class prefix license name_or_path language gradient_checkpointing
+initializer_range initializer_factor max_length min_length do_sample early_stopping num_beams
+num_beam_groups diversity_penalty temperature top_k top_p typical_p repetition_penalty
+length_penalty no_repeat_ngram_size encoder_no_repeat_ngram_size bad_words_ids
+num_return_sequences forced_bos_token_id forced_eos_token_id remove_invalid_values
+exponential_decay_length_penalty suppress_tokens begin_suppress_tokens
+""".split()} | {"pruned_heads": {}, "use_bfloat16": False, "tf_legacy_loss": False,
+                "chunk_size_feed_forward": ANY}  # chunking the MLP changes memory, not numbers
+EXECUTABLE = ("auto_map", "custom_pipelines", "trust_remote_code", "quantization_config")
+LIMIT = 1 << 24  # no size in a config is larger
+
+
+def key(name: str, default, *, low=None, high=LIMIT, choices=None, required=False):
+    """A field read from `name` in a file. low, high: bounds of a number; required: the file must
+    say it (a file that leaves it out means something else than our default)."""
+    meta = {"file": name, "low": low, "high": high, "choices": choices, "required": required}
+    if isinstance(default, (dict, list)):
+        return dataclasses.field(default_factory=lambda: default, metadata=meta)
+    return dataclasses.field(default=default, metadata=meta)
+
+
+def size(name: str, default: int, *, high: int = LIMIT):
+    """A count that builds something: required in files, at least 1."""
+    return key(name, default, low=1, high=high, required=True)
+
+
+@dataclasses.dataclass(frozen=True)
+class Reading:
+    """A config that was read: ours, the file's own text, and what of it was not acted on."""
+
+    config: object
+    raw: dict
+    ignored: dict[str, str]  # key -> why
+
+
+def read(cls, raw: dict, path, *, inert: dict | None = None, ignore=()) -> Reading:
+    """Fill `cls` from a file's keys. Raises with name, value and the way past for unknown ones."""
+    inert = INERT | (inert or {})
+    known = cls.prepare(dict(raw)) if hasattr(cls, "prepare") else raw
+    hints, values, ignored = typing.get_type_hints(cls), {}, {}
+    fields = {f.metadata["file"]: f for f in dataclasses.fields(cls) if "file" in f.metadata}
+    for name, value in known.items():
+        if name in fields and name not in ignore:
+            values[fields[name].name] = _checked(value, hints[fields[name].name], fields[name], path)
+        elif name in ignore:
+            ignored[name] = "left out as asked"
+        elif name in EXECUTABLE or name.startswith("_"):
+            ignored[name] = "never acted on"
+        elif name not in inert:
+            raise _unknown(name, value, path)
+        elif inert[name] is not ANY and value not in (inert[name], None):
+            raise UntrustedInputError(path, name, f"{value!r} asks for something that this family "
+                                      f"does not have here; only {inert[name]!r} can be loaded")
+    for name, f in fields.items():
+        if f.metadata["required"] and known.get(name) is None and f.name not in values:
+            raise UntrustedInputError(path, name, "is missing, and the model cannot be built "
+                                      "without it")
+    return Reading(cls(**values), dict(raw), ignored)
+
+
+def write(config, raw: dict | None = None) -> dict:
+    """The file's form of a config: its own keys first, then those that came with the file."""
+    ours = {f.metadata["file"]: getattr(config, f.name) for f in dataclasses.fields(config)
+            if "file" in f.metadata}
+    ours = {k: list(v) if isinstance(v, tuple) else v for k, v in ours.items()}
+    ours = config.restore(ours) if hasattr(config, "restore") else ours
+    kept = {k: v for k, v in (raw or {}).items() if k not in EXECUTABLE and k not in ours}
+    return kept | ours
+
+
+def _unknown(name: str, value, path) -> MiradaError:
+    shown = repr(value) if len(repr(value)) < 60 else repr(value)[:57] + "..."
+    return UntrustedInputError(
+        path, name, f"this key (value {shown}) is not known for this architecture, and a model "
+        f"built without it could be silently wrong; if it changes no number, load with "
+        f"ignore=[{name!r}] (--ignore {name})")
+
+
+def _checked(value, hint, f: dataclasses.Field, path):
+    """value if it is what the field takes, else a clear error. bool is not an int here."""
+    name, meta = f.metadata["file"], f.metadata
+    if not _is(value, hint):
+        raise UntrustedInputError(path, name, f"{value!r} is not {_named(hint)}")
+    if isinstance(value, list):
+        value = tuple(value)
+    for part in value if isinstance(value, tuple) else (value,):
+        if isinstance(part, bool) or not isinstance(part, (int, float)):
+            continue
+        if not math.isfinite(part) or abs(part) > meta["high"]:
+            raise UntrustedInputError(path, name, f"{part!r} is out of range (at most "
+                                      f"{meta['high']})")
+        if meta["low"] is not None and part < meta["low"]:
+            raise UntrustedInputError(path, name, f"{part!r} is too small (at least {meta['low']})")
+    if meta["choices"] is not None and value is not None and value not in meta["choices"]:
+        shown = ", ".join(sorted(map(str, meta["choices"])))
+        raise UntrustedInputError(path, name, f"{value!r} is not one of {shown}")
+    return float(value) if hint is float else value
+
+
+def _is(value, hint) -> bool:
+    origin = typing.get_origin(hint)
+    if origin in (typing.Union, types.UnionType):
+        return any(_is(value, h) for h in typing.get_args(hint))
+    if origin is tuple:
+        inner = [h for h in typing.get_args(hint) if h is not Ellipsis]
+        exact = Ellipsis not in typing.get_args(hint)
+        if not isinstance(value, (list, tuple)) or (exact and len(value) != len(inner)):
+            return False
+        return all(_is(v, inner[n if exact else 0]) for n, v in enumerate(value))
+    if hint is float:
+        return isinstance(value, (int, float)) and not isinstance(value, bool)
+    if hint is int:
+        return isinstance(value, int) and not isinstance(value, bool)
+    return hint is typing.Any or isinstance(value, origin or hint)
+
+
+def _named(hint) -> str:
+    names = {int: "a whole number", float: "a number", bool: "true or false", str: "a text",
+             dict: "an object", types.NoneType: "null"}
+    origin = typing.get_origin(hint)
+    if origin in (typing.Union, types.UnionType):
+        return " or ".join(_named(h) for h in typing.get_args(hint))
+    return names.get(hint) or names.get(origin) or "a list of the right length and kind"

@@ -1,0 +1,140 @@
+"""The frame of the suite itself: the shelf of real models, the network guard, skips that fail."""
+
+import os
+import shutil
+import socket
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from mirada import shelf
+from mirada.errors import MiradaError, UntrustedInputError
+
+TESTS = Path(__file__).parent
+
+
+@pytest.fixture
+def fake(tmp_path, monkeypatch):
+    """A model on the shelf whose package is written here: fake(contents) installs it."""
+    entry = shelf.Entry(
+        package="mirada-fake",
+        version="1.0",
+        path="model",
+        weights="model/w.bin",
+        sha256="2c26b46b68ffc68ff99b453c1d30413413422d706483bfa0f98a5e886266e7ae",  # of "foo"
+        license="MIT",
+        about="three letters",
+    )
+    monkeypatch.setitem(shelf.ENTRIES, "fake", entry)
+    monkeypatch.syspath_prepend(tmp_path)
+
+    def install(contents: str) -> Path:
+        folder = tmp_path / "mirada_fake"
+        (folder / "model").mkdir(parents=True, exist_ok=True)
+        (folder / "__init__.py").write_text("raise SystemExit('the package was imported')")
+        (folder / "model" / "w.bin").write_text(contents)
+        return folder / "model"
+
+    return install
+
+
+def test_shelf_finds_a_package_without_importing_it(fake):
+    folder = fake("foo")
+    assert shelf.find("fake") == folder
+    assert "mirada_fake" not in sys.modules
+
+
+def test_shelf_names_the_command_of_an_absent_package(fake):
+    with pytest.raises(MiradaError, match="pip install --no-deps mirada-fake==1.0"):
+        shelf.find("fake")
+    assert not shelf.installed("fake")
+
+
+def test_shelf_refuses_other_bytes_even_after_right_ones(fake):
+    folder = fake("foo")
+    shelf.find("fake")
+    fake("fop")
+    os.utime(folder / "w.bin", ns=(1, 1))  # a clock too coarse to tell the two writes apart
+    with pytest.raises(UntrustedInputError, match="sha256"):
+        shelf.find("fake")
+
+
+def test_shelf_lists_what_it_knows():
+    with pytest.raises(MiradaError, match="smollm2, minilm, rxnmapper"):
+        shelf.find("bert-base")
+    assert shelf.names() == ["smollm2", "minilm", "rxnmapper"]
+
+
+@pytest.mark.parametrize("name", ["smollm2", "minilm", "rxnmapper"])
+def test_real_package_is_the_published_one(real, name):
+    assert real(name).exists()
+
+
+def test_real_fails_on_other_bytes(real, fake):
+    fake("fop")
+    with pytest.raises(pytest.fail.Exception, match="sha256"):
+        real("fake")
+
+
+def test_pins_agree_with_the_shelf():
+    pins = (TESTS.parent / "demo-packages.txt").read_text()
+    pins += (TESTS.parent / "real-packages.txt").read_text()
+    for entry in shelf.ENTRIES.values():
+        assert f"{entry.package}=={entry.version} --hash=sha256:" in pins
+
+
+def test_network_is_refused(network):
+    with pytest.raises(RuntimeError, match="network"):
+        socket.create_connection(("127.0.0.1", 9))
+    with socket.socket() as plain, pytest.raises(RuntimeError, match="network"):
+        plain.connect(("127.0.0.1", 9))
+    assert len(network) == 2
+    network.clear()
+
+
+def test_sockets_between_processes_are_allowed(tmp_path):
+    path = str(tmp_path / "s")
+    with socket.socket(socket.AF_UNIX) as server, socket.socket(socket.AF_UNIX) as client:
+        server.bind(path)
+        server.listen()
+        client.connect(path)
+
+
+INNER = """
+import socket
+import pytest
+
+def test_skipped(): pytest.skip("no such thing here")
+
+@pytest.mark.xfail
+def test_expected_to_fail(): assert False
+
+@pytest.mark.xfail
+def test_unexpectedly_passing(): pass
+
+def test_hidden_network():
+    try:
+        socket.create_connection(("127.0.0.1", 9))
+    except RuntimeError:
+        pass
+"""
+
+
+@pytest.mark.parametrize(
+    ("no_skip", "outcome"),
+    [
+        ("0", "1 passed, 2 skipped, 1 xfailed, 1 xpassed, 1 error"),
+        ("1", "3 failed, 1 passed, 2 errors"),
+    ],
+)
+def test_skips_fail_where_nothing_may_be_skipped(tmp_path, no_skip, outcome):
+    shutil.copy(TESTS / "conftest.py", tmp_path)
+    (tmp_path / "test_inner.py").write_text(INNER)
+    (tmp_path / "test_module.py").write_text("import pytest\npytest.importorskip('no_such')\n")
+    environment = {**os.environ, "MIRADA_NO_SKIP": no_skip}
+    command = [sys.executable, "-m", "pytest", "-q", "-p", "no:cacheprovider", tmp_path]
+    command += ["--rootdir", tmp_path, "-c", os.devnull, "--continue-on-collection-errors"]
+    run = subprocess.run(command, env=environment, cwd=tmp_path, capture_output=True, text=True)
+    assert outcome in run.stdout, run.stdout
