@@ -25,10 +25,9 @@ from torch.overrides import TorchFunctionMode
 import mirada
 from mirada import registry
 from mirada.core.attention import Attention
-from mirada.core.mask import Mask
-from mirada.core.norm import LayerNorm
-from mirada.core.position import Rotary
 from mirada.core.bias import ScoreBias
+from mirada.core.mask import Mask
+from mirada.core.position import Rotary
 from mirada.model import Model
 
 BAR = 1e-10
@@ -66,8 +65,7 @@ class Row:
 
     architecture: the reference's class; config: its config class; settings: the tiny config.
     inputs: row -> the call's arguments; pads: whether rows of unequal length make sense here.
-    left: whether left padding does. labels: what gradients are taken of is all outputs when None.
-    cached: the model decodes with a cache. shifts: whether absolute positions are read at all.
+    left: whether left padding does. cached: the model decodes with a cache.
     exempt: negative controls that cannot show here, each with its reason.
     """
 
@@ -307,7 +305,8 @@ def recording(pair: Pair) -> None:
 
 def broken(pair: Pair) -> None:
     """Each thing broken in ours must show as a difference: a parity that cannot fail is none."""
-    batch = _padded(pair, "right")[0] if pair.row.pads else pair.batch
+    side = "left" if pair.row.left else "right"
+    batch = _padded(pair, side)[0] if pair.row.pads else pair.batch
     theirs, shown = run_theirs(pair, _told(pair, batch) if pair.row.pads else batch), []
     for name, fault in faults(pair.ours, batch).items():
         ours, changed = copy.deepcopy(pair.ours), dict(batch)
