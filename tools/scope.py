@@ -145,7 +145,10 @@ def show(table: list[dict], summary: dict) -> str:
         if left := [row for row in states if states[row] == "open"]:
             lines.append(f"      open    {' '.join(left)}")
         closed, total = closed + count, total + len(states)
-    return "\n".join([*lines, f"scope: {closed}/{total} rows"])
+    for family, pairs in summary["parity"].items():
+        failing = [architecture for architecture, passed in pairs.items() if not passed]
+        lines.append(f"parity {family}: {len(pairs) - len(failing)}/{len(pairs)} {failing or ''}")
+    return "\n".join([*(line.rstrip() for line in lines), f"scope: {closed}/{total} rows"])
 
 
 def _state(entry: dict | None) -> str:
@@ -184,7 +187,7 @@ def main(arguments: list[str] | None = None) -> int:
         return _after_hiding(options.without, json.loads(target.read_text()), report, summary)
     known = {row for section in table for row in section["rows"]}
     unknown = sorted(summary["rows"].keys() - known)
-    failing = [row for row, entry in summary["rows"].items() if not entry["closed"]]
+    failing = not all(test["passed"] for test in report["tests"].values())
     if report["broken"] or unknown:
         print(f"not written: uncollected files {report['broken']}, unknown rows {unknown}")
         return 1

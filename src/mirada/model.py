@@ -70,6 +70,7 @@ class Model(nn.Module):
         self.body, self.head = body, head
         self.origin = Origin()
         self._tokenizer = None
+        self.tape = None  # set while a recording runs
 
     @property
     def kind(self) -> str:

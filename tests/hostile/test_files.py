@@ -1,5 +1,6 @@
 """Every hostile file is refused in one typed sentence, at once, in little memory, with no trace."""
 
+import contextlib
 import os
 import resource
 import struct
@@ -48,17 +49,15 @@ def _warm(tmp_path_factory):
         checkpoint.get("a")
 
 
-def _high_water() -> int:
-    """Peak resident bytes since the last reset, where the system can reset it."""
-    try:
+def _reset_peak() -> int:
+    """Let the peak of resident memory start anew, where the system can; returns the peak."""
+    with contextlib.suppress(OSError):
         Path("/proc/self/clear_refs").write_text("5")
-        lines = Path("/proc/self/status").read_text().splitlines()
-        return int(next(x for x in lines if x.startswith("VmHWM")).split()[1]) * 1024
-    except OSError:
-        return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
+    return _peak()
 
 
 def _peak() -> int:
+    """The largest resident memory so far, in bytes."""
     try:
         lines = Path("/proc/self/status").read_text().splitlines()
         return int(next(x for x in lines if x.startswith("VmHWM")).split()[1]) * 1024
@@ -84,7 +83,7 @@ def test_refused(case, tmp_path, monkeypatch):
     scratch.mkdir()
     monkeypatch.setattr(tempfile, "tempdir", str(scratch))
     path = case.make(folder)
-    before, memory, cpu, wall = _tree(tmp_path), _high_water(), _cpu(), time.monotonic()
+    before, memory, cpu, wall = _tree(tmp_path), _reset_peak(), _cpu(), time.monotonic()
     _heard = []
     try:
         with pytest.raises(UntrustedInputError) as caught:
@@ -93,9 +92,9 @@ def test_refused(case, tmp_path, monkeypatch):
         heard, _heard = _heard, None
     cpu, wall, grown = _cpu() - cpu, time.monotonic() - wall, _peak() - memory
     sentence = str(caught.value)
-    assert any(part in sentence for part in case.says.split("|")), sentence
-    named = {path.name, *(p.name for p in folder.iterdir()), "model.safetensors"}
-    assert any(name in sentence for name in named) and caught.value.field
+    assert case.says in sentence
+    at_fault = Path(caught.value.path)
+    assert at_fault.is_relative_to(folder) and at_fault.name in sentence and caught.value.field
     assert sentence.isprintable() and len(sentence) < 1500
     # Processor time, so that a busy machine fails nobody; the clock, so that nothing hangs.
     assert cpu <= SECONDS and wall <= 5 * SECONDS, (cpu, wall)
@@ -181,15 +180,15 @@ def test_the_largest_vocabulary_allowed_is_quick(tmp_path):
             corpus.key("t", corpus.ARRAY, corpus.array(8, count, corpus.text("ab") * count)),
             corpus.key("s", corpus.ARRAY, corpus.array(6, count, b"\0" * 4 * count)))
     (tmp_path / "a.gguf").write_bytes(corpus.gguf(keys=keys))
-    memory, cpu = _high_water(), _cpu()
+    memory, cpu = _reset_peak(), _cpu()
     model = gguf.GGUF(tmp_path / "a.gguf")
     assert len(model.metadata["t"]) == count
     assert _cpu() - cpu <= SECONDS and _peak() - memory <= BYTES
 
 
 VALID_ST = corpus.st(
-    {"__metadata__": {"format": "pt"}, "a": corpus.tensor(), "b": corpus.tensor("BOOL", [3], [8, 11]),
-     "c": corpus.tensor("F16", [], [11, 13])}, b"\0" * 13)
+    {"__metadata__": {"format": "pt"}, "a": corpus.tensor(),
+     "b": corpus.tensor("BOOL", [3], [8, 11]), "c": corpus.tensor("F16", [], [11, 13])}, b"\0" * 13)
 VALID_GGUF = corpus.gguf(
     keys=(corpus.ARCH, corpus.key("general.alignment", corpus.U32, 32),
           corpus.key("t", corpus.ARRAY, corpus.array(8, 2, corpus.text("x") + corpus.text("yz"))),
@@ -228,7 +227,7 @@ def _survives(opener, path: Path, data: bytes) -> None:
         assert str(error).isprintable()
 
 
-FUZZ = settings(max_examples=400, deadline=None,
+FUZZ = settings(max_examples=300, deadline=None,
                 suppress_health_check=[HealthCheck.function_scoped_fixture])
 
 

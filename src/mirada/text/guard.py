@@ -40,11 +40,12 @@ PUNCTUATION = r"[\p{P}\$\+<=>\^~\|]+"
 FALCON_PUNCTUATION = r"[\p{P}\$\+<=>\^~\|`]+"
 THREE_DIGITS = "[0-9][0-9][0-9]"
 SPM_WORDS = "▁*[^▁]+|▁+"
-SPM_EDGES = r"\A +| +\z"
+SPM_BYTE = "<(?=0x[0-9A-F]{2}>)"
+SPM_EDGES = r"\A | \z"
 KNOWN_REGEXES = {
     GPT2, LLAMA3, QWEN2, GPT4O, TEKKEN, BLOOM, PUNCTUATION, FALCON_PUNCTUATION, THREE_DIGITS,
-    SPM_WORDS, SPM_EDGES, " {2,}", r"\p{N}", r"\p{N}+", r"\p{N}{1,3}", r"\d", r"\d{1,3}", r"\s+",
-    r"\s{2,}|[\n\r\t]", "[\r\n]", "[^\r\n\\p{L}\\p{N}]?\\p{L}+", r"\s?\p{L}+", r"\s?\p{P}+",
+    SPM_WORDS, SPM_BYTE, SPM_EDGES, " {2,}", r"\p{N}", r"\p{N}+", r"\p{N}{1,3}", r"\d", r"\s+",
+    r"\d{1,3}", r"\s{2,}|[\n\r\t]", "[\r\n]", "[^\r\n\\p{L}\\p{N}]?\\p{L}+", r"\s?\p{L}+", r"\s?\p{P}+",
 }
 
 NORMALIZERS = {
@@ -310,5 +311,5 @@ def _probe(spec: dict, path) -> None:
         failure = f"it takes more than {PROBE_SECONDS:.0f} seconds"
     if failure:
         raise UntrustedInputError(
-            path, "regex", f"the pattern is not one of the published ones, and tried on hard texts {failure}"
+            path, "regex", f"is not one of the published ones, and on hard texts {failure}"
         )

@@ -29,4 +29,5 @@ def main():
                 tokenizer.encode(text)
 
 
-main()
+if __name__ == "__main__":
+    main()

@@ -51,8 +51,8 @@ def parse(data: bytes, path) -> Model:
             if len(model.pieces) > PIECES:
                 raise ValueError(f"more than {PIECES:,} pieces")
     except (ValueError, IndexError, struct.error) as error:
-        reason = "it ends in the middle" if isinstance(error, IndexError) else error
-        raise UntrustedInputError(path, "sentencepiece model", f"cannot be read: {reason}") from None
+        reason = "it ends in the middle" if isinstance(error, IndexError) else str(error)
+        raise UntrustedInputError(path, "sentencepiece model", reason) from None
     if not model.pieces:
         raise UntrustedInputError(path, "sentencepiece model", "holds no pieces")
     return model

@@ -40,8 +40,9 @@ def convert(path: str | os.PathLike, folder: str | os.PathLike) -> Path:
     plain dict of tensors or breaks a limit, WorkFailed when the folder is full.
     """
     target = Path(folder, Path(path).name + ".safetensors").resolve()
+    with open_regular(path) as file:
+        seconds = 2 * _cpu_seconds(os.fstat(file.fileno()).st_size)
     source = str(Path(path).resolve())
-    seconds = 2 * _cpu_seconds(path)
     # -P and the foreign working directory: nothing beside the user's file can be imported.
     command = [sys.executable, "-P", "-m", "mirada.weights.torchbin", source, str(target)]
     environment = os.environ | {
@@ -73,7 +74,7 @@ def main(source: str, target: str) -> int:
     try:
         with open_regular(source) as file:
             size = os.fstat(file.fileno()).st_size
-            _limit(resource.RLIMIT_CPU, _cpu_seconds(source))
+            _limit(resource.RLIMIT_CPU, _cpu_seconds(size))
             _limit(resource.RLIMIT_FSIZE, 4 * size + (1 << 20))
             check_container(file, source, size)
             write_tensors(load(file, source, size), source, target, size)
@@ -129,9 +130,7 @@ def load(file: BinaryIO, path: str, size: int) -> dict:
     try:
         state = torch.load(file, map_location="cpu", weights_only=True)
     except Exception as error:  # whatever a stranger's pickle provokes is a refusal
-        said = re.search(r"Unsupported \w+: [^\n]*|[^\n]+", str(error))
-        reason = said[0].split(" was not an allowed")[0] if said else type(error).__name__
-        limit = f"does not load as plain weights ({reason[:150]}); {RESAVE}"
+        limit = f"does not load as plain weights ({_reason(error)}); {RESAVE}"
         raise UntrustedInputError(path, "content", limit) from None
     if not isinstance(state, dict):
         limit = f"must be a dict of tensors, is a {type(state).__name__}"
@@ -164,8 +163,16 @@ def write_tensors(state: dict, path: str, target: str, size: int) -> None:
         raise UntrustedInputError(path, "content", str(error)) from None
 
 
-def _cpu_seconds(path: str | os.PathLike) -> int:
-    return 20 + os.stat(path).st_size // (20 << 20)  # 20 MB/s is slow
+def _reason(error: Exception) -> str:
+    """What torch found, without its paragraph of advice to load the file unsafely."""
+    for pattern in (r"GLOBAL \S+", r"(?<=WeightsUnpickler error: )\s*[^\n]+", r"[^\n]+"):
+        if said := re.search(pattern, str(error)):
+            return said[0].strip()[:150]
+    return type(error).__name__
+
+
+def _cpu_seconds(size: int) -> int:
+    return 20 + size // (20 << 20)  # 20 MB/s is slow
 
 
 def _limit(kind: int, amount: int) -> None:
