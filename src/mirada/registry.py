@@ -15,7 +15,7 @@ from torch import Tensor, nn
 from mirada.core import init as initialisers
 from mirada.errors import MiradaError, UntrustedInputError
 from mirada.model import Model, Origin
-from mirada.models import FAMILIES, GGUF
+from mirada.models import ALIASES, FAMILIES, GGUF
 from mirada.weights import config as configs
 from mirada.weights import jsonfile, tensorfile
 from mirada.weights.rows import Plan, Step
@@ -63,8 +63,9 @@ def build(name: str, size: str | None = None, *, architecture: str | None = None
     Config fields that differ. architecture: a head of the family, its first when None. device:
     "meta" takes no memory. seed: for the weights; None: torch's current state.
     """
+    name = ALIASES.get(f"{name}:{size}" if size else name, name)
     name, _, tail = name.partition(":")
-    fam, size = family(name), size or tail or None
+    fam, size = family(name), tail or size or None
     size = size or next(iter(fam.SIZES))
     if size not in fam.SIZES:
         raise MiradaError(f"{name} has no size {size!r}; it has {', '.join(fam.SIZES)}")
@@ -110,8 +111,7 @@ def locate(source, hub: bool = False) -> Path:
         return path
     from mirada import shelf
     if str(source) in shelf.names():
-        found = shelf.find(str(source))
-        return found if found.suffix == ".gguf" else found.parent
+        return shelf.find(str(source))
     if hub:
         return _fetched(str(source))
     raise MiradaError(f"{source}: no such folder or file, and no short name "

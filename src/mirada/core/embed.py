@@ -6,6 +6,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from mirada.errors import MiradaError
+
 from .context import Ctx, Inputs
 
 
@@ -54,13 +56,27 @@ class Patches(nn.Module):
         self.dropout = 0.0
 
     def forward(self, inputs: Inputs, ctx: Ctx) -> Tensor:
-        pixels = inputs.pixel_values  # (B, C, Y, X)
+        pixels = self._checked(inputs)  # (B, C, Y, X)
         x = self.project(pixels).flatten(2).transpose(1, 2)  # (B, N, D)
         if inputs.bool_masked_pos is not None:
-            x = torch.where(inputs.bool_masked_pos[..., None], self.hidden, x)
+            x = torch.where(inputs.bool_masked_pos[..., None].bool(), self.hidden, x)
         x = torch.cat([self.cls.expand(len(x), -1, -1), x], 1)  # (B, 1 + N, D)
         x = x + (self.stretch(pixels) if inputs.interpolate_pos_encoding else self.position)
         return F.dropout(x, self.dropout, self.training)
+
+    def _checked(self, inputs: Inputs) -> Tensor:
+        pixels, wanted = inputs.pixel_values, (self.project.in_channels, *self.image)
+        if pixels is None or pixels.ndim != 4 or pixels.shape[1] != wanted[0]:
+            shown = "no pixel_values" if pixels is None else tuple(pixels.shape)
+            raise MiradaError(f"this model sees pictures: pixel_values must be (batch, {wanted[0]} "
+                              f"channels, height, width), and it was given {shown}")
+        if tuple(pixels.shape[1:]) != wanted and not inputs.interpolate_pos_encoding:
+            raise MiradaError(f"the pictures have {tuple(pixels.shape[2:])} pixels and the model "
+                              f"{self.image}: resize them, or pass interpolate_pos_encoding=True")
+        if inputs.bool_masked_pos is not None and self.hidden is None:
+            raise MiradaError("this head has no vector for hidden patches: leave bool_masked_pos "
+                              "out, or load with architecture= a head for masked pictures")
+        return pixels.to(self.project.weight.dtype)
 
     def stretch(self, pixels: Tensor) -> Tensor:
         """The learned grid, bicubically resized to this picture's: (1, 1 + N', D)."""

@@ -9,6 +9,9 @@ from torch import Tensor, nn
 class LayerNorm(nn.LayerNorm):
     """gamma * (x - mean) / sqrt(var + eps) + beta over the last axis (Ba et al., 1607.06450)."""
 
+    def extra_repr(self) -> str:
+        return f"{self.weight.shape[0]}, eps={self.eps}"
+
 
 class RMSNorm(nn.Module):
     """weight * x / sqrt(mean(x^2) + eps) (Zhang & Sennrich, 1910.07467).

@@ -2,6 +2,11 @@
 
 FAMILIES = {  # model_type in a config file -> module here
     "gpt2": "gpt2",
+    "gpt_neox": "neox",
+    "vit": "vit",
 }
 GGUF = {  # general.architecture in a GGUF file -> module here
+}
+ALIASES = {  # names people say -> family:size here
+    "gpt3:175b": "gpt2:gpt3-175b",
 }

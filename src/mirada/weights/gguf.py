@@ -19,7 +19,7 @@ from mirada.errors import UntrustedInputError
 from mirada.weights.blocks import READABLE, TYPES, expand
 from mirada.weights.paths import open_regular, read_into
 
-HEADER = 64 << 20  # bytes before the data; a vocabulary of 262,144 takes about 8 MB
+HEADER = 64 << 20  # bytes before the data; 49,152 tokens with their merges take 1.8 MB
 KEYS = 65_536
 KEY = 1024  # bytes
 TENSORS = 100_000

@@ -34,11 +34,11 @@ DTYPES = {
 }
 NAMES = {dtype: name for name, dtype in DTYPES.items()}
 
-HEADER = 25_000_000  # bytes; the header of the largest public shard is under 1 MB
+HEADER = 25_000_000  # bytes; a tensor takes about 100
 TENSORS = 100_000  # in one file
 NAME = 512  # characters
 RANK = 16
-SHARDS = 512  # each holds an open file; the largest public checkpoint has 191
+SHARDS = 512  # each holds an open file, and 1,024 is the usual limit of a process
 INDEX = 32 << 20  # bytes
 
 SINGLE, SHARDED = "model.safetensors", "model.safetensors.index.json"

@@ -1,0 +1,324 @@
+"""Is this model what its file says, and does it give the same numbers every way it can run?"""
+
+from __future__ import annotations
+
+import dataclasses
+import importlib.util
+import math
+import tempfile
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+from torch import Tensor, nn
+
+from mirada.core.mask import Mask
+from mirada.errors import MiradaError
+
+TEXT = ("The cat drank the milk because it was thirsty. El gato bebió la leche porque tenía sed. "
+        "A small model should still know that day follows night, and that water runs downhill.")
+BARS = {torch.float64: 1e-10, torch.float32: 2e-5, torch.float16: 2e-2, torch.bfloat16: 6e-2}
+
+
+@dataclass(frozen=True)
+class Check:
+    """One line: ok is None for what could not be asked here (said in `figure`)."""
+
+    name: str
+    ok: bool | None
+    figure: str
+    warning: bool = False
+
+    @property
+    def word(self) -> str:
+        if self.ok is None:
+            return "-"
+        return "PASS" if self.ok else ("WARN" if self.warning else "FAIL")
+
+
+@dataclass(frozen=True)
+class Report:
+    """The checks of one model. ok: none failed (a warning does not fail)."""
+
+    model: str
+    checks: list[Check]
+
+    @property
+    def ok(self) -> bool:
+        return all(c.ok is not False or c.warning for c in self.checks)
+
+    def data(self) -> dict:
+        """For programs."""
+        return {"model": self.model, "ok": self.ok, "checks": [
+            {"name": c.name, "result": c.word, "figure": c.figure} for c in self.checks]}
+
+    def __str__(self) -> str:
+        width = max(len(c.name) for c in self.checks)
+        lines = [f"{c.name:{width}}  {c.word:4}  {c.figure}" for c in self.checks]
+        return "\n".join([self.model, *lines, "all good" if self.ok else "NOT the model it claims"])
+
+
+def verify(model, progress: Callable[[str], None] = lambda name: None) -> Report:
+    """Run every check that makes sense for a model (or a path, which is loaded first).
+
+    progress: called with the name of each check as it begins. Figures are largest differences,
+    divided by the spread (standard deviation) of the output.
+    """
+    from mirada.look.describe import resolve
+    model = resolve(model)
+    if model.device.type == "meta":
+        raise MiradaError("verify needs numbers: load a model, or build one on a real device")
+    was_training = model.training
+    model.eval()
+    checks = []
+    try:
+        with torch.inference_mode():
+            batch = _batch(model)
+            for name, check in CHECKS.items():
+                progress(name)
+                checks.append(check(name, model, batch))
+    finally:
+        model.train(was_training)
+    return Report(f"{model.family} {model.architecture}", [c for c in checks if c is not None])
+
+
+# ---- the file ----------------------------------------------------------------------------------
+
+
+def _same_as_file(name: str, model, batch) -> Check:
+    """Rebuild from the file; every tensor, buffer and scalar must be the one in memory."""
+    from mirada import registry
+    origin = model.origin
+    if origin.path is None:
+        fam = registry.family(model.family)
+        other, what = registry.assemble(fam, model.config, model.architecture), "its config"
+    else:
+        other = registry.load(origin.path, dtype=model.dtype, ignore=tuple(origin.ignored),
+                              architecture=model.architecture)
+        what = Path(origin.path).name
+    differs = list(differences(model, other, tensors=origin.path is not None))
+    if differs:
+        more = f" and {len(differs) - 3} more" if len(differs) > 3 else ""
+        return Check(name, False, "; ".join(differs[:3]) + more)
+    count = len(model.state()) if origin.path is not None else 0
+    return Check(name, True, f"{count} tensors and {len(dict(_scalars(model)))} settings equal "
+                             f"those of {what}")
+
+
+def differences(a: nn.Module, b: nn.Module, tensors: bool = True) -> Iterator[str]:
+    """What of a is not as in b, in words: tensors by path, then scalars by path."""
+    if tensors:
+        ours, theirs = a.state(), b.state()
+        for path in ours.keys() ^ theirs.keys():
+            yield f"{path} is in one of them only"
+        for path in ours.keys() & theirs.keys():
+            x, y = ours[path], theirs[path].to(ours[path].device)
+            if x.shape != y.shape or not torch.equal(x, y):
+                worst = (x - y).abs().max().item() if x.shape == y.shape else math.inf
+                yield f"{path} differs by up to {worst:.3g}"
+    ours, theirs = dict(_scalars(a)), dict(_scalars(b))
+    for path in dict.fromkeys([*ours, *theirs]):
+        x, y = ours.get(path, "nothing"), theirs.get(path, "nothing")
+        if x != y:
+            yield f"{path} is {x}, the file says {y}"
+
+
+def _scalars(model: nn.Module) -> Iterator[tuple[str, object]]:
+    """Every setting that modules hold outside tensors: numbers, names, masks, orders."""
+    for prefix, module in model.named_modules():
+        if module is model:
+            continue
+        yield f"{prefix or 'model'}", type(module).__name__
+        for name, value in vars(module).items():
+            if name.startswith("_") or name == "training":
+                continue
+            known = _comparable(value)
+            if known is not None:
+                yield f"{prefix}.{name}".removeprefix("body."), known
+
+
+def _comparable(value):
+    if isinstance(value, Mask):
+        fields = {f.name: getattr(value, f.name) for f in dataclasses.fields(value)}
+        return tuple((n, _comparable(v)) for n, v in fields.items() if n != "memo")
+    if isinstance(value, Tensor):
+        return tuple(value.flatten().tolist())
+    if dataclasses.is_dataclass(value):
+        return (type(value).__name__, *map(str, dataclasses.astuple(value)))
+    if isinstance(value, list | tuple):
+        return tuple(map(_comparable, value))
+    if callable(value):
+        return getattr(value, "__qualname__", repr(type(value)))
+    return "none" if value is None else value
+
+
+# ---- the same numbers every way ----------------------------------------------------------------
+
+
+def _batch(model) -> dict:
+    """A short real input: text where there is a tokenizer, else seeded ids or pixels."""
+    generator = torch.Generator().manual_seed(7)
+    if model.kind == "vision":
+        embed = model.body.embed
+        shape = (2, embed.project.in_channels, *embed.image)
+        return {"pixel_values": torch.randn(shape, generator=generator).to(
+            model.device, model.dtype)}
+    ids = _ids(model, generator).to(model.device)
+    if model.encoder_decoder:
+        return {"input_ids": ids, "decoder_input_ids": ids[:, :8]}
+    return {"input_ids": ids}
+
+
+def _ids(model, generator) -> Tensor:
+    room = min(model.context or 64, 64)
+    tokenizer = model.tokenizer
+    if tokenizer is not None:
+        ids = tokenizer.encode(TEXT).ids[:room]
+        if max(ids) < model.config.vocab and len(ids) > 4:
+            return torch.tensor([ids])
+    return torch.randint(3, model.config.vocab, (1, min(room, 24)), generator=generator)
+
+
+def _main(out) -> Tensor:
+    """The output that checks compare."""
+    return next(v for k, v in out.items() if k not in ("loss", "encoder_last_hidden_state"))
+
+
+def _close(name: str, model, a: Tensor, b: Tensor, bar: float | None = None) -> Check:
+    spread = max(b.float().std().item(), 1e-6)
+    worst = (a.double() - b.double()).abs().max().item() / spread
+    bar = BARS.get(model.dtype, 1e-2) if bar is None else bar
+    ok = worst <= bar and bool(torch.isfinite(a).all())
+    return Check(name, ok, f"{worst:.1e} of the spread (at most {bar:.0e})")
+
+
+def _finite(name: str, model, batch) -> Check:
+    out = _main(model(**batch))
+    bad = [n for n, t in model.state().items()
+           if t.is_floating_point() and not torch.isfinite(t).all()]
+    if bad:
+        return Check(name, False, f"weights hold NaN or infinity: {', '.join(bad[:3])}")
+    return Check(name, bool(torch.isfinite(out).all()), f"outputs of shape {tuple(out.shape)}")
+
+
+def _cached(name: str, model, batch) -> Check | None:
+    if not model.generates:
+        return None
+    whole, given = _main(model(**batch)), dict(batch)
+    key = "decoder_input_ids" if model.encoder_decoder else "input_ids"
+    ids, cache, parts = given.pop(key), model.new_cache(), []
+    if model.encoder_decoder:
+        given["encoder_outputs"] = model.encode(given["input_ids"])
+    for at in (slice(0, 4), slice(4, 5), slice(5, None)):
+        if ids[:, at].shape[1]:
+            parts.append(_main(model(**given, **{key: ids[:, at]}, cache=cache)))
+    return _close(name, model, torch.cat(parts, 1), whole)
+
+
+def _padded(side: str):
+    def check(name: str, model, batch) -> Check | None:
+        if "input_ids" not in batch:
+            return None
+        ids, pads = batch["input_ids"], 5
+        short = ids[:, :-pads]
+        pad = getattr(model.config, "pad", None) or 0
+        filler = torch.full((1, pads), pad, device=ids.device)
+        parts = [short, filler] if side == "right" else [filler, short]
+        mask = torch.cat([torch.full_like(p, p is short) for p in parts], 1).long()
+        mask = torch.cat([mask, torch.ones_like(mask)])
+        both = {**batch, "input_ids": torch.cat([torch.cat(parts, 1), ids]), "attention_mask": mask}
+        alone = {**batch, "input_ids": short}
+        if model.encoder_decoder:
+            both["decoder_input_ids"] = batch["decoder_input_ids"].expand(2, -1)
+        got, wanted = _main(model(**both))[:1], _main(model(**alone))
+        if got.shape != wanted.shape:  # an output for each token: the pads' own do not count
+            got = got[:, :-pads] if side == "right" else got[:, pads:]
+        return _close(name, model, got, wanted)
+    return check
+
+
+def _tokenizer(name: str, model, batch) -> Check | None:
+    if model.kind == "vision":
+        return None
+    if model.tokenizer is None:
+        return Check(name, None, "there is no tokenizer beside the weights")
+    ids = model.tokenizer.encode(TEXT, special=False).ids
+    text = model.tokenizer.decode(ids)
+    again = model.tokenizer.encode(text, special=False).ids
+    if again != ids:
+        return Check(name, False, f"{text[:40]!r}... does not encode to the ids it came from")
+    same = "the same text" if text.strip() == TEXT else "the same ids (it folds case or accents)"
+    return Check(name, True, f"{len(ids)} tokens decode and encode to {same}")
+
+
+def _saved(name: str, model, batch) -> Check:
+    from mirada import registry
+    with tempfile.TemporaryDirectory(prefix="mirada-verify-") as folder:
+        registry.save(model, Path(folder) / "model")
+        other = registry.load(Path(folder) / "model", device=model.device,
+                              ignore=tuple(model.origin.ignored))
+        differs = list(differences(model, other))
+    if differs:
+        return Check(name, False, "; ".join(differs[:3]))
+    return Check(name, True, "every tensor and setting came back bit for bit")
+
+
+def _recorded(name: str, model, batch) -> Check:
+    plain = _main(model(**batch))
+    with model.record() as tape:
+        taped = _main(model(**batch))
+    if not torch.equal(plain, taped):
+        return Check(name, False, "recording changed the output")
+    ok = tape.selfcheck <= 100 * BARS.get(model.dtype, 1e-2)
+    return Check(name, ok, f"bit-identical; weights · values = what ran, to {tape.selfcheck:.1e}")
+
+
+def _reference(name: str, model, batch) -> Check:
+    if importlib.util.find_spec("transformers") is None:
+        return Check(name, None, "transformers is not installed")
+    if model.origin.path is None:
+        return Check(name, None, "the model did not come from a file")
+    import transformers
+    path, options = Path(model.origin.path), {}
+    if path.suffix == ".gguf":
+        path, options = path.parent, {"gguf_file": path.name}
+        if importlib.util.find_spec("gguf") is None:
+            return Check(name, None, "transformers reads GGUF with the gguf package only")
+    verbosity = transformers.logging.get_verbosity()
+    transformers.logging.set_verbosity_error()
+    transformers.logging.disable_progress_bar()
+    try:
+        with torch.inference_mode(False), torch.no_grad():
+            other = getattr(transformers, model.architecture).from_pretrained(
+                path, dtype=model.dtype, local_files_only=True, **options).eval()
+            batch = {k: v.clone() for k, v in batch.items()}
+            theirs = _main(dict(other(**batch).items()))
+    finally:
+        transformers.logging.set_verbosity(verbosity)
+    check = _close(name, model, _main(model(**batch)), theirs, 10 * BARS.get(model.dtype, 1e-2))
+    return dataclasses.replace(check, figure=f"{check.figure}, {transformers.__version__}")
+
+
+def _knows(name: str, model, batch) -> Check | None:
+    if not (model.generates and model.kind == "decoder"):
+        return None
+    ids = batch["input_ids"]
+    loss = model(input_ids=ids, labels=ids).loss.item()
+    chance = math.log(model.config.vocab)
+    return Check(name, loss < chance, f"perplexity {math.exp(min(loss, 60)):.1f} on a fixed text; "
+                 f"chance is {model.config.vocab}", warning=True)
+
+
+CHECKS: dict[str, Callable] = {
+    "as its file says": _same_as_file,
+    "finite": _finite,
+    "cached = full": _cached,
+    "batched = single, right padding": _padded("right"),
+    "batched = single, left padding": _padded("left"),
+    "tokenizer round trip": _tokenizer,
+    "saved = loaded": _saved,
+    "recording on = off": _recorded,
+    "equal to transformers": _reference,
+    "better than chance": _knows,
+}

@@ -1,0 +1,138 @@
+"""ViT: a pre-norm encoder over picture patches (Dosovitskiy et al., 2010.11929)."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from mirada.core.attention import Attention
+from mirada.core.block import Block, Residual, Stack
+from mirada.core.context import Ctx, Inputs
+from mirada.core.embed import Patches
+from mirada.core.heads import Classifier, First, Pooled, Pooler
+from mirada.core.init import normal
+from mirada.core.mlp import ACTIVATIONS, LEARNED, MLP, activation
+from mirada.core.norm import LayerNorm
+from mirada.errors import MiradaError
+from mirada.weights.config import ANY, key, size
+from mirada.weights.rows import Weights
+
+KIND = "vision"
+NAMES = {*ACTIVATIONS, *LEARNED}
+
+
+@dataclass(frozen=True)
+class Config:
+    image: int | tuple[int, int] = key("image_size", 224, low=1)  # pixels; pairs: height, width
+    patch: int | tuple[int, int] = key("patch_size", 16, low=1)
+    channels: int = size("num_channels", 3)
+    d: int = size("hidden_size", 768)
+    layers: int = size("num_hidden_layers", 12, high=2048)
+    heads: int = size("num_attention_heads", 12)
+    hidden: int = size("intermediate_size", 3072)
+    act: str = key("hidden_act", "gelu", choices=NAMES)
+    eps: float = key("layer_norm_eps", 1e-12, low=0)
+    qkv_bias: bool = key("qkv_bias", True)
+    stride: int = key("encoder_stride", 16, low=1)  # pixels a patch becomes when reconstructed
+    pooled: int | None = key("pooler_output_size", None, low=1)  # d when None
+    pool_act: str = key("pooler_act", "tanh", choices=NAMES)
+    labels: int = 2
+
+
+def build(c: Config, *, masks=False) -> Stack:
+    """masks: the embedding has a vector for hidden patches."""
+    image, patch = _pair(c.image), _pair(c.patch)
+    if image[0] < patch[0] or image[1] < patch[1]:
+        raise MiradaError(f"a picture of {image} pixels holds no patch of {patch}: image_size must "
+                          "be at least patch_size")
+
+    def norm() -> LayerNorm:
+        return LayerNorm(c.d, c.eps)
+
+    biases = "qkvo" if c.qkv_bias else "o"
+    blocks = [Block(attn=Residual(Attention(c.d, c.heads, bias=biases), pre=norm()),
+                    mlp=Residual(MLP(c.d, c.hidden, c.act), pre=norm()))
+              for _ in range(c.layers)]
+    return Stack(Patches(image, patch, c.channels, c.d, hidden=masks), blocks, norm())
+
+
+def _pair(pixels: int | tuple[int, int]) -> tuple[int, int]:
+    return (pixels, pixels) if isinstance(pixels, int) else pixels
+
+
+class Reconstruction(nn.Module):
+    """The picture that the patches stand for, and how wrong it is where they were hidden: each
+    patch's vector becomes stride x stride pixels (SimMIM, 2111.09886)."""
+
+    def __init__(self, c: Config):
+        super().__init__()
+        self.patch, self.stride, self.channels = _pair(c.patch), c.stride, c.channels
+        self.pixels = nn.Conv2d(c.d, c.stride**2 * c.channels, 1)
+
+    def forward(self, x: Tensor, inputs: Inputs, ctx: Ctx) -> dict[str, Tensor]:
+        rows, columns = (n // p for n, p in zip(inputs.pixel_values.shape[2:], self.patch,
+                                                strict=True))
+        grid = x[:, 1:].transpose(1, 2).unflatten(2, (rows, columns))  # (B, D, rows, columns)
+        picture = F.pixel_shuffle(self.pixels(grid), self.stride)  # (B, C, Y, X)
+        if inputs.bool_masked_pos is None:
+            return {"reconstruction": picture}
+        if self.patch != (self.stride, self.stride):
+            raise MiradaError(f"patches of {self.patch} pixels are reconstructed as {self.stride} x "
+                              f"{self.stride}: hidden patches need patch_size = encoder_stride")
+        hidden = inputs.bool_masked_pos.unflatten(1, (rows, columns))[:, None]
+        hidden = F.interpolate(hidden.to(picture.dtype), scale_factor=self.stride)  # (B, 1, Y, X)
+        wrong = (inputs.pixel_values - picture).abs() * hidden
+        loss = wrong.sum() / (hidden.sum() + 1e-5) / self.channels
+        return {"loss": loss, "reconstruction": picture}
+
+
+HEADS = {
+    "ViTForImageClassification": lambda c, body: Classifier(c.d, c.labels, First()),
+    "ViTModel": lambda c, body: Pooled(Pooler(c.d, activation(c.pool_act), c.pooled)),
+    "ViTForMaskedImageModeling": lambda c, body: Reconstruction(c),
+}
+BODIES = {"ViTForMaskedImageModeling": lambda c: build(c, masks=True)}
+
+
+def weights(c: Config) -> Weights:
+    layer = "vit.encoder.layer.{i}."
+    return Weights([
+        ("vit.embeddings.cls_token", "embed.cls"),
+        ("vit.embeddings.mask_token", "embed.hidden"),
+        ("vit.embeddings.position_embeddings", "embed.position"),
+        ("vit.embeddings.patch_embeddings.projection.{p}", "embed.project.{p}"),
+        (layer + "layernorm_before.{p}", "blocks.{i}.attn.pre.{p}"),
+        (layer + "attention.attention.query.{p}", "blocks.{i}.attn.f.q.{p}"),
+        (layer + "attention.attention.key.{p}", "blocks.{i}.attn.f.k.{p}"),
+        (layer + "attention.attention.value.{p}", "blocks.{i}.attn.f.v.{p}"),
+        (layer + "attention.output.dense.{p}", "blocks.{i}.attn.f.o.{p}"),
+        (layer + "layernorm_after.{p}", "blocks.{i}.mlp.pre.{p}"),
+        (layer + "intermediate.dense.{p}", "blocks.{i}.mlp.f.up.{p}"),
+        (layer + "mlp.activation_fn.{p}", "blocks.{i}.mlp.f.act.{p}"),
+        (layer + "output.dense.{p}", "blocks.{i}.mlp.f.down.{p}"),
+        ("vit.layernorm.{p}", "norm.{p}"),
+        ("vit.pooler.dense.{p}", "head.pool.dense.{p}"),
+        ("vit.pooler.activation.{p}", "head.pool.act.{p}"),
+        ("classifier.{p}", "head.score.{p}"),
+        ("decoder.0.{p}", "head.pixels.{p}"),
+    ], prefix="vit.", carried=("vit.embeddings.mask_token", "vit.pooler.{p}", "vit.pooler.{p}.{n}"))
+
+
+def init(model, c: Config) -> None:
+    normal(model, 0.02)
+    for table in (model.body.embed.cls, model.body.embed.position):
+        nn.init.trunc_normal_(table, std=0.02)
+    if model.body.embed.hidden is not None:
+        nn.init.zeros_(model.body.embed.hidden)
+
+
+INERT = {"hidden_dropout_prob": ANY, "attention_probs_dropout_prob": ANY}
+SIZES = {
+    "base": Config(labels=1000),
+    "large": Config(d=1024, layers=24, heads=16, hidden=4096, labels=1000),
+    "huge": Config(patch=14, d=1280, layers=32, heads=16, hidden=5120, labels=1000),
+    "tiny": Config(image=32, patch=8, d=64, layers=2, heads=4, hidden=128, stride=8, labels=10),
+}
