@@ -113,7 +113,7 @@ class Yarn:
             low, high = math.floor(low), math.ceil(high)
         low, high = max(low, 0), min(high, rotary.dim - 1)
         steps = torch.arange(rotary.dim // 2, device=freqs.device, dtype=freqs.dtype)
-        ramp = ((steps - low) / max(high - low, 0.001)).clamp(0, 1)  # 1: stretch
+        ramp = ((steps - low) / (high - low or 0.001)).clamp(0, 1)  # 1: stretch
         warm = self.temperature
         if warm is None:
             warm = 0.1 * math.log(self.factor) + 1 if self.factor > 1 else 1.0
@@ -122,6 +122,21 @@ class Yarn:
     def _dim(self, rotations: float, rotary: Rotary) -> float:
         turns = math.log(self.original / (rotations * 2 * math.pi))
         return rotary.dim * turns / (2 * math.log(rotary.base))
+
+
+@dataclass(frozen=True)
+class ByChannel:
+    """Each wave slowed by a factor of its own, by another past `original` (LongRoPE, 2402.13753).
+    short, long: dim / 2 factors each; temperature: factor of cos and sin."""
+
+    short: tuple[float, ...]
+    long: tuple[float, ...]
+    original: int
+    temperature: float = 1.0
+
+    def __call__(self, freqs: Tensor, rotary: Rotary, length) -> tuple[Tensor, float]:
+        factors = self.long if int(length()) > self.original else self.short
+        return freqs / freqs.new_tensor(factors), self.temperature
 
 
 def frequencies(dim: int, base: float, like: Tensor) -> Tensor:
@@ -134,7 +149,7 @@ class Rotary(nn.Module):
 
     dim: channels that turn, the first of each head; the rest pass (partial rotation).
     interleaved: pairs are (0, 1), (2, 3) ... (GPT-J); else (i, i + dim / 2) (NeoX, LLaMA).
-    scaling: Linear, Dynamic, ByWavelength, Yarn or None. Angles are computed when asked, in
+    scaling: one of the classes above, or None. Angles are computed when asked, in
     float32 or wider, so that casting a model never rounds them. Share one Rotary among layers:
     the last table is kept.
     """

@@ -76,10 +76,14 @@ def resolve(model):
     from mirada import registry
     if isinstance(model, nn.Module):
         return model
+    return registry.build(str(model), device="meta") if is_built(model) else registry.load(model)
+
+
+def is_built(model) -> bool:
+    """True for "family" and "family:size", which are built without weights."""
+    from mirada import registry
     name = registry.ALIASES.get(str(model), str(model)).partition(":")[0]
-    if name in registry.families() or name in registry.FAMILIES:
-        return registry.build(str(model), device="meta")
-    return registry.load(model)
+    return name in registry.families() or name in registry.FAMILIES
 
 
 def facts(model) -> dict[str, str]:

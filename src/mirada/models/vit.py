@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
@@ -80,8 +79,8 @@ class Reconstruction(nn.Module):
         if inputs.bool_masked_pos is None:
             return {"reconstruction": picture}
         if self.patch != (self.stride, self.stride):
-            raise MiradaError(f"patches of {self.patch} pixels are reconstructed as {self.stride} x "
-                              f"{self.stride}: hidden patches need patch_size = encoder_stride")
+            raise MiradaError(f"patches of {self.patch} pixels become squares of {self.stride}: to "
+                              "hide patches, patch_size must equal encoder_stride")
         hidden = inputs.bool_masked_pos.unflatten(1, (rows, columns))[:, None]
         hidden = F.interpolate(hidden.to(picture.dtype), scale_factor=self.stride)  # (B, 1, Y, X)
         wrong = (inputs.pixel_values - picture).abs() * hidden

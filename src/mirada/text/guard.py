@@ -45,7 +45,7 @@ SPM_EDGES = r"\A | \z"
 KNOWN_REGEXES = {
     GPT2, LLAMA3, QWEN2, GPT4O, TEKKEN, BLOOM, PUNCTUATION, FALCON_PUNCTUATION, THREE_DIGITS,
     SPM_WORDS, SPM_BYTE, SPM_EDGES, " {2,}", r"\p{N}", r"\p{N}+", r"\p{N}{1,3}", r"\d", r"\s+",
-    r"\d{1,3}", r"\s{2,}|[\n\r\t]", "[\r\n]", "[^\r\n\\p{L}\\p{N}]?\\p{L}+", r"\s?\p{L}+", r"\s?\p{P}+",
+    r"\d{1,3}", r"\s{2,}|[\n\r\t]", "[\r\n]", r"[\r\n]", r"\s?\p{L}+", r"\s?\p{P}+",
 }
 
 NORMALIZERS = {

@@ -22,20 +22,28 @@ SIGNS = str.maketrans({" ": "·", "\n": "⏎", "\t": "⇥", "\r": "␍"})
 
 @dataclass
 class Encoding:
-    """One encoded text, or pair of texts; every list has an entry a token.
+    """One encoded text, or pair of texts: lists with an entry a token, made when first asked for.
 
-    offsets are (start, end) in characters of the text the token came from; special_mask is 1 for
-    tokens that stand for no text ([CLS] ...).
+    ids; type_ids; tokens; offsets: (start, end) in characters of the text the token came from;
+    special_mask: 1 for tokens that stand for no text ([CLS] ...); sequence: 0 or 1 for the text
+    the token came from, None where it stands for none.
     """
 
-    ids: list[int]
-    type_ids: list[int]
-    offsets: list[tuple[int, int]]
-    tokens: list[str]
-    special_mask: list[int]
+    found: tokenizers.Encoding
 
     def __len__(self) -> int:
-        return len(self.ids)
+        return len(self.found)
+
+    ids = cached_property(lambda self: self.found.ids)
+    type_ids = cached_property(lambda self: self.found.type_ids)
+    tokens = cached_property(lambda self: self.found.tokens)
+    offsets = cached_property(lambda self: self.found.offsets)
+    special_mask = cached_property(lambda self: self.found.special_tokens_mask)
+
+    @cached_property
+    def sequence(self) -> list[int | None]:
+        mask = self.special_mask
+        return [None if mask[i] else s for i, s in enumerate(self.found.sequence_ids)]
 
 
 class Tokenizer:
@@ -121,10 +129,7 @@ class Tokenizer:
             if part is not None:
                 _check_text(part)
         with guard.library(self.path, "encode"):
-            found = library.encode(text, pair, add_special_tokens=special)
-        return Encoding(
-            found.ids, found.type_ids, found.offsets, found.tokens, found.special_tokens_mask
-        )
+            return Encoding(library.encode(text, pair, add_special_tokens=special))
 
     def __call__(
         self, texts, pairs=None, *, padding: str | None = "right", truncate: int | None = None,
@@ -162,23 +167,18 @@ class Tokenizer:
 
     def _row(self, text, pair, limit: int | None, special: bool) -> tuple[list, list]:
         """(ids, type ids) of one text or pair, cut to `limit` tokens."""
-        for part in (text, pair):
-            if part is not None:
-                _check_text(part)
-        with guard.library(self.path, "encode"):
-            found = self._library.encode(text, pair, add_special_tokens=special)
-        if limit is None or len(found.ids) <= limit:
-            return found.ids, found.type_ids
-        mask = found.special_tokens_mask
-        own = [s if not mask[i] else None for i, s in enumerate(found.sequence_ids)]
-        parts = [[i for i, s in enumerate(own) if s == which] for which in (0, 1)]
-        kept = _longest_first(*map(len, parts), limit - own.count(None))
-        keep = {i for i, s in enumerate(own) if s is None}
+        row = self.encode(text, pair, special=special)
+        if limit is None or len(row) <= limit:
+            return row.ids, row.type_ids
+        whose = row.sequence
+        parts = [[i for i, s in enumerate(whose) if s == which] for which in (0, 1)]
+        kept = _longest_first(*map(len, parts), limit - whose.count(None))
+        keep = {i for i, s in enumerate(whose) if s is None}
         for part, count in zip(parts, kept, strict=True):
             start = len(part) - count if self.truncation_side == "left" else 0
             keep |= set(part[start : start + count])
         order = sorted(keep)
-        return [found.ids[i] for i in order], [found.type_ids[i] for i in order]
+        return [row.ids[i] for i in order], [row.type_ids[i] for i in order]
 
     # Ids to text
 

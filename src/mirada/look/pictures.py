@@ -1,0 +1,106 @@
+"""`mirada look`: a text through a model, the strongest links said and one layer drawn."""
+
+from __future__ import annotations
+
+import os
+import tempfile
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+
+from mirada.errors import MiradaError
+from mirada.look.figures import Link, attention_map, links
+
+KINDS = (".png", ".svg", ".pdf")
+
+
+@dataclass(frozen=True)
+class Looked:
+    """What was found: where the picture lies, whose head it shows, and the strongest links."""
+
+    out: str
+    stack: str
+    layer: int
+    head: int
+    queries: list[str]
+    keys: list[str]
+    links: list[Link]
+    selfcheck: float
+
+    def data(self) -> dict:
+        """For programs."""
+        named = [{**vars(n), "from": self.queries[n.query], "to": self.keys[n.key]}
+                 for n in self.links]
+        return {**vars(self), "links": named}
+
+    def __str__(self) -> str:
+        width = max((len(self.queries[n.query]) for n in self.links), default=0)
+        lines = ["strongest links (looks at itself and at the first token are left out):"]
+        lines += [f"  {self.queries[n.query]:>{width}} → {self.keys[n.key]:{width}}  "
+                  f"{n.weight:4.0%}   layer {n.layer}, head {n.head}" for n in self.links]
+        return "\n".join([*lines, f"{self.out}: {self.stack} layer {self.layer}, head {self.head} "
+                          f"(weights checked against what ran: {self.selfcheck:.0e})",
+                          "Attention shows where a head looks, not why the model answers."])
+
+
+def look(model, text: str, *, to: str | None = None, layer: int | None = None,
+         head: int | None = None, stack: str | None = None, out="attention.png") -> Looked:
+    """Record one pass over `text` and draw a layer into `out`.
+
+    to: the decoder's text, for encoder-decoders (its start token alone when None). layer, head:
+    the strongest link's when None. stack: encoder, decoder or cross. Raises MiradaError.
+    """
+    out = Path(out)
+    if out.suffix not in KINDS or not out.parent.is_dir():
+        raise MiradaError(f"{out}: a picture is a file ending in {', '.join(KINDS)} in a folder "
+                          "that exists")
+    if model.tokenizer is None:
+        raise MiradaError("this model has no tokenizer beside its weights, so a text cannot be "
+                          "read; record input_ids with m.record() instead")
+    batch, labels = _batch(model, text, to)
+    with model.record() as tape, torch.inference_mode():
+        model(**batch)
+    stack = stack or tape.stacks[-1]
+    found = links(tape, stack=stack, sink=stack == "cross")
+    best = next((n for n in found if layer is None or n.layer == layer), None)
+    layer = layer if layer is not None else (best.layer if best else 0)
+    head = head if head is not None else (best.head if best else 0)
+    queries, keys = labels["encoder" if stack == "encoder" else "decoder"], labels["encoder"]
+    keys = keys if stack in ("encoder", "cross") else labels["decoder"]
+    weights = tape.pattern(layer, stack=stack)[0]
+    if not -len(weights) <= head < len(weights):
+        raise MiradaError(f"head {head} does not exist: layer {layer} has {len(weights)} heads")
+    figure = attention_map(weights, queries, keys, head=head % len(weights),
+                           title=f"{stack} layer {layer}, head {head}")
+    _write(figure, out)
+    return Looked(str(out), stack, layer, head, queries, keys, found, tape.selfcheck)
+
+
+def _batch(model, text: str, to: str | None) -> tuple[dict, dict[str, list[str]]]:
+    ids = model.tokenizer.encode(text).ids
+    if not ids:
+        raise MiradaError("the text is empty: there is nothing to look at")
+    if model.context and len(ids) > model.context:
+        raise MiradaError(f"the text has {len(ids)} tokens and the model takes {model.context}; "
+                          "shorten it")
+    batch, pieces = {"input_ids": torch.tensor([ids])}, model.tokenizer.pieces(ids)
+    labels = {"encoder": pieces, "decoder": pieces}
+    if model.encoder_decoder:
+        answer = [model.config.start, *(model.tokenizer.encode(to).ids if to else [])]
+        batch["decoder_input_ids"] = torch.tensor([answer])
+        labels["decoder"] = model.tokenizer.pieces(answer)
+    return batch, labels
+
+
+def _write(figure, out: Path) -> None:
+    """Aside first, then renamed: an interrupted draw leaves no half picture."""
+    handle, aside = tempfile.mkstemp(suffix=out.suffix, dir=out.parent)
+    os.close(handle)
+    try:
+        figure.savefig(aside, dpi=110)
+        os.chmod(aside, 0o644)
+        os.replace(aside, out)
+    except BaseException:
+        os.unlink(aside)
+        raise
