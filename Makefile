@@ -1,6 +1,6 @@
 # make demo and make test do all the set-up; they need Python >= 3.11 with venv, nothing else.
 PYTHON ?= python3
-WORKERS ?= 2
+WORKERS ?= 0
 SEED ?= 0
 N ?= 20
 PIP_ARGS ?=
@@ -21,7 +21,7 @@ help:
 	@echo "make scope             which rows of the checklist work; WITHOUT=family hides one"
 	@echo "make mutants           break the core N times by SEED; the tests must notice"
 	@echo "make clean             remove .venv and everything generated"
-	@echo "Set PYTHON to choose an interpreter, WORKERS for the number of test processes, and"
+	@echo "Set PYTHON to choose an interpreter, WORKERS for the number of test processes (0: one), and"
 	@echo "PIP_ARGS to pass options to pip, for example an index with CPU builds of torch."
 
 demo: $(VENV)/demo.done
@@ -41,7 +41,7 @@ scope: $(VENV)/test.done
 	@$(BIN)/python tools/scope.py --workers $(WORKERS) $(if $(WITHOUT),--without $(WITHOUT))
 
 mutants: $(VENV)/test.done
-	@$(BIN)/python tools/mutants.py --seed $(SEED) --count $(N) --workers $(WORKERS)
+	@$(BIN)/python tools/mutants.py --seed $(SEED) --count $(N)
 
 clean:
 	rm -rf $(VENV) build dist .pytest_cache .mypy_cache .ruff_cache .hypothesis attention.png

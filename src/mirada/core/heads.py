@@ -10,6 +10,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from mirada.errors import MiradaError
+
 from .context import Ctx, Inputs
 
 IGNORE = -100  # a label that does not count
@@ -69,22 +71,39 @@ class LMHead(nn.Module):
         return {"logits": logits}
 
 
-class Pooler(nn.Module):
-    """act(dense(x of the first token))."""
-
-    def __init__(self, d: int, act: nn.Module, out: int | None = None):
-        super().__init__()
-        self.dense, self.act = nn.Linear(d, out or d), act
-
-    def forward(self, x: Tensor, inputs: Inputs, ctx: Ctx) -> Tensor:
-        return self.act(self.dense(x[:, 0]))  # (B, D)
-
-
 class First(nn.Module):
     """x of the first token."""
 
     def forward(self, x: Tensor, inputs: Inputs, ctx: Ctx) -> Tensor:
         return x[:, 0]
+
+
+class LastOf(nn.Module):
+    """x where the input has its last `id` (an encoder-decoder's classifier reads the end there)."""
+
+    def __init__(self, id: int | None):
+        super().__init__()
+        self.id = id
+
+    def forward(self, x: Tensor, inputs: Inputs, ctx: Ctx) -> Tensor:
+        here = inputs.input_ids == self.id
+        if x.device.type == "cpu" and not bool(here.any(1).all()):
+            raise MiradaError(f"this head reads the token {self.id}, and a row of input_ids has none; "
+                              "end each text with it")
+        at = (torch.arange(x.shape[1], device=x.device) * here).argmax(-1)  # (B,)
+        return x[torch.arange(len(x), device=x.device), at]
+
+
+class Pooler(nn.Module):
+    """act(dense(x of one token)). pick: which one, the first when None."""
+
+    def __init__(self, d: int, act: nn.Module, out: int | None = None, pick=None):
+        super().__init__()
+        self.pick = pick or First()
+        self.dense, self.act = nn.Linear(d, out or d), act
+
+    def forward(self, x: Tensor, inputs: Inputs, ctx: Ctx) -> Tensor:
+        return self.act(self.dense(self.pick(x, inputs, ctx)))  # (B, D)
 
 
 class Last(nn.Module):

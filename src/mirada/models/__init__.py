@@ -3,6 +3,8 @@
 FAMILIES = {  # model_type in a config file -> module here
     "gpt2": "gpt2",
     "gpt_neox": "neox",
+    "mt5": "t5",
+    "t5": "t5",
     "vit": "vit",
 }
 GGUF = {  # general.architecture in a GGUF file -> module here

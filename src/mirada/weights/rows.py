@@ -133,7 +133,8 @@ class Weights:
     """A family's map.
 
     prefix: what headed files put before the body's names ("bert."); bare files leave it out.
-    renames: older spellings (old, new), each tried as a suffix of a file's names.
+    renames: older spellings (old, new), each tried as a suffix of a file's names. Where both stand
+    in a file, the older is a duplicate.
     derived: file pattern -> function(name) giving a tensor that is recomputed, never read.
     carried: file patterns of tensors we do not use, written back as they came.
     """
@@ -149,7 +150,7 @@ class Weights:
         names of all tensors that the file lacks or the model has no place for."""
         present = list(present)
         bare = bool(self.prefix) and not any(n.startswith(self.prefix) for n in present)
-        spelled = {self._modern(n): n for n in present}
+        spelled = {self.modern(n): n for n in present} | {n: n for n in present}
         steps, missing = [], []
         for step in self.bind(paths, bare):
             files = tuple(spelled.get(f, f) for f in step.files)
@@ -159,8 +160,10 @@ class Weights:
                 steps.append((alias, Step(files, step.ours, step.op)))
             elif not alias:
                 missing += absent
-        used = {f for _, step in steps for f in step.files}
-        rest = [n for n in present if n not in used]
+        used = {f: step for _, step in steps for f in step.files}
+        again = {n: used.get(spelled[self.modern(n)]) for n in present if n not in used}
+        steps += [(True, Step((n,), s.ours, s.op)) for n, s in again.items() if s and len(s.files) == 1]
+        rest = [n for n in present if not any(n in step.files for _, step in steps)]
         derived = [n for n in rest if self._in(self.derived, n, bare)]
         carried = [n for n in rest if self._in(self.carried, n, bare) and n not in derived]
         ignored = [n for n in rest if any(re.search(i, n) for i in ignore)]
@@ -194,7 +197,8 @@ class Weights:
         pattern = next(p for p in self.derived if _compile(self._bare(p, bare)).fullmatch(name))
         return self.derived[pattern](name)
 
-    def _modern(self, name: str) -> str:
+    def modern(self, name: str) -> str:
+        """A file's name in today's spelling."""
         for old, new in self.renames:
             if name.endswith(old):
                 return name.removesuffix(old) + new

@@ -1,0 +1,157 @@
+"""The model with its cache, as a search sees it: tokens go in, scores of the next come out."""
+
+from __future__ import annotations
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from mirada.errors import MiradaError
+from mirada.model import Caches, Model
+
+from .options import Options
+
+
+class Feed:
+    """A checked prompt, the room for its answer, and the cache that grows as tokens go in.
+
+    start (B, T): what the answer is appended to: the prompt, or an encoder-decoder's first id.
+    room: how many tokens may be written. fed: how many of each row the cache holds.
+    """
+
+    def __init__(self, model: Model, input_ids, attention_mask, options: Options):
+        prompt = _batch(model, input_ids)
+        self.model, self.options = model, options
+        self.mask = _padding(model, prompt, attention_mask, options)
+        self.source: dict[str, Tensor] = {}
+        self.start = prompt
+        if model.encoder_decoder:
+            self.source = {"input_ids": prompt}
+            self.start = prompt.new_full((len(prompt), 1), _first_id(model, options))
+        self.room = _room(model, prompt, self.start, options)
+        self.cache, self.fed = self._cache(), 0
+        if isinstance(options.cache, Caches):
+            self.fed = _held(options.cache, self.start)
+
+    def _cache(self) -> Caches:
+        if isinstance(self.options.cache, Caches):
+            return self.options.cache
+        return self.model.new_cache(self.options.cache, size=self.start.shape[1] + self.room)
+
+    @property
+    def first(self) -> Tensor | None:
+        """(B,) where each row begins behind its pads; None when no row has any."""
+        if self.mask is None or self.model.encoder_decoder:
+            return None
+        return self.mask.long().argmax(1)
+
+    def begin(self, copies: int = 1) -> Tensor:
+        """Scores (B * copies, V) after the prompt, which is read once and then copied."""
+        if self.model.encoder_decoder:
+            memory = self.options.encoder_outputs
+            if memory is None:
+                memory = self.model.encode(self.source["input_ids"], self.mask)
+            self.source["encoder_outputs"] = memory
+        scores = self(self.start[:, self.fed :])
+        if copies == 1:
+            return scores
+        index = torch.arange(len(scores), device=scores.device).repeat_interleave(copies)
+        self.reorder(index)
+        return scores[index]
+
+    def __call__(self, tokens: Tensor) -> Tensor:
+        """Take in tokens (B, T); scores (B, V) of the one after, in float32 or wider."""
+        if self.model.encoder_decoder:
+            given = {"decoder_input_ids": tokens, **self.source}
+        else:
+            self._widen(self.fed + tokens.shape[1])
+            given = {"input_ids": tokens}
+        out = self.model(**given, attention_mask=self.mask, cache=self.cache, logits_to_keep=1)
+        self.fed += tokens.shape[1]
+        return out.logits[:, -1].to(torch.promote_types(out.logits.dtype, torch.float32))
+
+    def _widen(self, width: int) -> None:
+        """The mask grows with the answer, whose tokens are all real."""
+        if self.mask is not None:
+            self.mask = F.pad(self.mask, (0, width - self.mask.shape[1]), value=1)
+
+    def reorder(self, index: Tensor) -> None:
+        """Row b becomes what row index[b] was; index may be longer than the batch."""
+        self.cache.reorder(index)
+        self.source = {name: tensor[index] for name, tensor in self.source.items()}
+        self.mask = None if self.mask is None else self.mask[index]
+
+
+def _batch(model: Model, ids) -> Tensor:
+    """(B, T) ids on the model's device, from a tensor, a list of ids or a list of rows."""
+    try:
+        ids = torch.as_tensor(ids)
+    except (TypeError, ValueError, RuntimeError):
+        raise MiradaError("input_ids must be whole numbers, in rows of one length: pad shorter "
+                          "prompts on the left and give an attention_mask") from None
+    ids = ids[None] if ids.ndim == 1 else ids
+    if ids.ndim != 2 or 0 in ids.shape:
+        raise MiradaError("the prompt is empty: generation needs at least one token to go on from")
+    if ids.is_floating_point() or ids.dtype == torch.bool:
+        raise MiradaError(f"input_ids must be whole numbers, not {ids.dtype}")
+    return ids.to(model.device, torch.long)
+
+
+def _padding(model: Model, ids: Tensor, mask, options: Options) -> Tensor | None:
+    """(B, T), 1 where real; None when all is. Without a mask, pad ids are taken for padding."""
+    pad = options.pad_token_id
+    if mask is None and pad not in options.eos_token_id and _has_pad(model, options):
+        mask = ids != pad  # as the reference guesses
+    if mask is None:
+        return None
+    mask = torch.as_tensor(mask, device=ids.device).long()
+    if mask.shape != ids.shape:
+        raise MiradaError(f"attention_mask is {list(mask.shape)} and input_ids {list(ids.shape)}; "
+                          "they must be alike")
+    if not bool(mask.any(1).all()):
+        row = int((~mask.any(1)).nonzero()[0])
+        raise MiradaError(f"row {row} of the prompt is empty: all of it is padding")
+    if not model.encoder_decoder and not bool(mask[:, -1].all()):
+        row = int((mask[:, -1] == 0).nonzero()[0])
+        raise MiradaError(f"row {row} of the prompt is padded on the right, where the answer goes "
+                          "on: pad on the left")
+    return None if bool(mask.all()) else mask
+
+
+def _has_pad(model: Model, options: Options) -> bool:
+    """Whether the pad id is one the model knows, not the stand-in for one it lacks."""
+    own = model.tokenizer.pad_id if model.tokenizer is not None else None
+    named = (own, model.origin.raw.get("pad_token_id"), getattr(model.config, "pad", None))
+    return any(i is not None for i in named)
+
+
+def _first_id(model: Model, options: Options) -> int:
+    given = options.decoder_start_token_id
+    start = getattr(model.config, "start", None) if given is None else given
+    if start is None:
+        raise MiradaError("this model's config does not say which token begins an answer: give "
+                          "decoder_start_token_id")
+    return start
+
+
+def _room(model: Model, prompt: Tensor, start: Tensor, options: Options) -> int:
+    """How many tokens may be written before the context ends."""
+    limit = options.context
+    if limit is None:
+        return options.max_new_tokens
+    length = prompt.shape[1]
+    if length > limit or (not model.encoder_decoder and length == limit):
+        raise MiradaError(
+            f"the prompt has {length} tokens and the context is {limit}"
+            f"{', which leaves no room for an answer' if length == limit else ''}: shorten it, or "
+            'drop tokens with mirada.generate.window.fit(ids, context, room, "left" or "middle")')
+    return min(options.max_new_tokens, limit - start.shape[1])
+
+
+def _held(cache: Caches, start: Tensor) -> int:
+    """How much of the prompt a cache holds already; at least one token must be left to read."""
+    held = int(next(iter(cache.length), torch.tensor(0)))
+    if held >= start.shape[1]:
+        raise MiradaError(f"the cache holds {held} tokens and the prompt has {start.shape[1]}: "
+                          "crop it, so that at least one token is left to read")
+    return held

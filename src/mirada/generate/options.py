@@ -1,0 +1,173 @@
+"""What generation can be asked for: the reference's option names, each checked in this one place."""
+
+from __future__ import annotations
+
+import difflib
+import math
+import numbers
+from dataclasses import dataclass, fields, replace
+
+from torch import Tensor
+
+from mirada.errors import MiradaError
+from mirada.model import Caches, Model
+
+
+@dataclass(frozen=True)
+class Options:
+    """The options of one generation; `read` checks them and fills in what the model knows.
+
+    max_new_tokens: written at most, less where the context ends. min_new_tokens: no end token
+    before. do_sample: None samples when temperature (above 0), top_k, top_p or min_p is given and
+    is greedy otherwise; temperature 0 is always greedy. num_return_sequences: answers a prompt.
+    eos_token_id: an id or several, () for none; None: the tokenizer's and the config's.
+    pad_token_id: what fills finished rows. stop: a text or several that end the answer. seed: for
+    sampling, which leaves torch's own generator alone; None: new numbers each time. cache:
+    "growing", "static", "rolling", or Caches that hold the prompt's beginning already. context:
+    most tokens in all, the model's own when None. encoder_outputs (B, S, D): the memory, when it
+    is known. decoder_start_token_id: the first id of an encoder-decoder's answer.
+    """
+
+    max_new_tokens: int = 20
+    min_new_tokens: int = 0
+    do_sample: bool | None = None  # differs: the reference is greedy unless told, and warns
+    temperature: float | None = None
+    top_k: int | None = None
+    top_p: float | None = None
+    min_p: float | None = None
+    repetition_penalty: float = 1.0
+    no_repeat_ngram_size: int = 0
+    num_beams: int = 1
+    num_return_sequences: int = 1
+    length_penalty: float = 1.0
+    early_stopping: bool | str = False
+    eos_token_id: int | tuple[int, ...] | None = None
+    pad_token_id: int | None = None
+    stop: str | tuple[str, ...] = ()
+    seed: int | None = None
+    cache: str | Caches = "growing"
+    context: int | None = None
+    encoder_outputs: Tensor | None = None
+    decoder_start_token_id: int | None = None
+
+    @classmethod
+    def read(cls, model: Model, given: dict) -> Options:
+        """Options for this model. Raises MiradaError for what cannot be."""
+        if not model.generates:
+            raise MiradaError(f"{model.architecture} does not write one token after another; to "
+                              "generate, a decoder or encoder-decoder with a language-model head "
+                              "is needed")
+        for name in given:
+            _known(name)
+        options = cls(**given)
+        for name, (rule, holds) in RULES.items():
+            value = getattr(options, name)
+            if not (holds(value) or (value is None and DEFAULTS[name] is None)):
+                raise MiradaError(f"{name} is {value!r}; it must be {rule}")
+        options = replace(
+            options, do_sample=options._samples(), stop=options._stops(model),
+            eos_token_id=options._ends(model), context=options._context(model))
+        options = replace(options, pad_token_id=options._pad(model))
+        options._agree()
+        return options
+
+    def _samples(self) -> bool:
+        words = (self.temperature, self.top_k, self.top_p, self.min_p)
+        asked = any(word is not None for word in words)
+        return self.temperature != 0 and (asked if self.do_sample is None else self.do_sample)
+
+    def _stops(self, model: Model) -> tuple[str, ...]:
+        stops = (self.stop,) if isinstance(self.stop, str) else tuple(self.stop or ())
+        if not all(isinstance(s, str) and s for s in stops):
+            raise MiradaError(f"stop is {self.stop!r}; it must be a text, or several, none empty")
+        if stops and model.tokenizer is None:
+            raise MiradaError("stop needs a tokenizer, and this model has none: give eos_token_id "
+                              "or set model.tokenizer")
+        return stops
+
+    def _ends(self, model: Model) -> tuple[int, ...]:
+        vocab = model.config.vocab
+        if self.eos_token_id is not None:
+            ids = _ids(self.eos_token_id)
+            if not all(whole(0)(i) and i < vocab for i in ids):
+                raise MiradaError(f"eos_token_id is {self.eos_token_id!r}; it must be ids below "
+                                  f"this model's vocabulary of {vocab}")
+            return ids
+        named = list(_ids(model.origin.raw.get("eos_token_id")))
+        named += sorted(model.tokenizer.eos_ids) if model.tokenizer is not None else []
+        return tuple(dict.fromkeys(i for i in named if whole(0)(i) and i < vocab))
+
+    def _pad(self, model: Model) -> int:
+        own = model.tokenizer.pad_id if model.tokenizer is not None else None
+        known = (self.pad_token_id, own, model.origin.raw.get("pad_token_id"),
+                 getattr(model.config, "pad", None), *self.eos_token_id)
+        return next((i for i in known if whole(0)(i)), 0)
+
+    def _context(self, model: Model) -> int | None:
+        if self.context is not None and model.context is not None and self.context > model.context:
+            raise MiradaError(f"context is {self.context}; this model's own is {model.context}")
+        return self.context or model.context
+
+    def _agree(self) -> None:
+        """Options that are right alone and wrong together."""
+        if self.num_beams > 1 and self.do_sample:
+            raise MiradaError("beam search does not sample: leave out temperature, top_k, top_p, "
+                              "min_p and do_sample, or set num_beams=1")
+        if self.num_beams > 1 and self.stop:
+            raise MiradaError("beam search ends at end tokens, not at stop strings: leave out "
+                              "stop, or set num_beams=1")
+        most = self.num_beams if self.num_beams > 1 else math.inf if self.do_sample else 1
+        if self.num_return_sequences > most:
+            raise MiradaError(f"num_return_sequences is {self.num_return_sequences}, and this "
+                              f"search has {most}: sample, or raise num_beams")
+
+
+def whole(low: int, high: float = math.inf):
+    """A test for whole numbers from low to below high; True and False are none."""
+    return lambda x: (isinstance(x, numbers.Integral) and not isinstance(x, bool)
+                      and low <= x < high)
+
+
+def real(holds):
+    """A test for finite numbers of which `holds`."""
+    return lambda x: (isinstance(x, numbers.Real) and not isinstance(x, bool)
+                      and math.isfinite(x) and holds(x))
+
+
+DEFAULTS = {field.name: field.default for field in fields(Options)}
+RULES = {  # option -> what it must be, and the test
+    "max_new_tokens": ("a whole number of tokens, 1 or more", whole(1)),
+    "min_new_tokens": ("a whole number of tokens, 0 or more", whole(0)),
+    "do_sample": ("True, False or None", lambda x: isinstance(x, bool)),
+    "temperature": ("0 (greedy) or a number above it", real(lambda x: x >= 0)),
+    "top_k": ("a whole number of tokens, 1 or more", whole(1)),
+    "top_p": ("above 0 and at most 1", real(lambda x: 0 < x <= 1)),
+    "min_p": ("from 0 to 1", real(lambda x: 0 <= x <= 1)),
+    "repetition_penalty": ("above 0 (1 changes nothing)", real(lambda x: x > 0)),
+    "no_repeat_ngram_size": ("a whole number of tokens, 0 (off) or more", whole(0)),
+    "num_beams": ("a whole number, 1 or more", whole(1)),
+    "num_return_sequences": ("a whole number, 1 or more", whole(1)),
+    "length_penalty": ("a number", real(lambda x: True)),
+    "early_stopping": ('True, False or "never"', lambda x: isinstance(x, bool) or x == "never"),
+    "pad_token_id": ("a token id, 0 or more", whole(0)),
+    "seed": ("a whole number from 0 to 2**63 - 1", whole(0, 2**63)),
+    "context": ("a whole number of tokens, 2 or more", whole(2)),
+    "decoder_start_token_id": ("a token id, 0 or more", whole(0)),
+}
+
+
+def _known(name: str) -> None:
+    if name not in DEFAULTS:
+        near = difflib.get_close_matches(name, DEFAULTS, 1)
+        hint = f"did you mean {near[0]}? " if near else ""
+        raise MiradaError(f"generation has no option {name!r}; {hint}there are "
+                          f"{', '.join(DEFAULTS)}")
+
+
+def _ids(value) -> tuple:
+    """One id, several or None, as a tuple."""
+    if value is None or isinstance(value, str):
+        return ()
+    if hasattr(value, "tolist"):
+        value = value.tolist()
+    return (value,) if isinstance(value, numbers.Number) else tuple(value)

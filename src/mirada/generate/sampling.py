@@ -1,0 +1,124 @@
+"""From scores to a choice: processors in the reference's order, then greedy or by chance."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+from mirada.errors import WorkFailed
+
+from .options import Options
+
+
+def process(scores: Tensor, ids: Tensor, options: Options, new: int,
+            first: Tensor | None = None) -> Tensor:
+    """Scores (B, V) of the next token after ids (B, T), by the options.
+
+    new: tokens written so far. first: (B,) where each row's prompt begins, behind its pads.
+    """
+    o = options
+    if o.repetition_penalty != 1:
+        scores = repetition_penalty(scores, ids, o.repetition_penalty, first)
+    if o.no_repeat_ngram_size:
+        scores = no_repeat_ngram(scores, ids, o.no_repeat_ngram_size)
+    if new < o.min_new_tokens:
+        scores = ban(scores, o.eos_token_id)
+    if not o.do_sample:
+        return scores
+    if o.temperature is not None:
+        scores = scores / o.temperature
+    if o.top_k is not None:
+        scores = top_k(scores, o.top_k)
+    if o.top_p is not None and o.top_p < 1:
+        scores = top_p(scores, o.top_p)
+    if o.min_p is not None:
+        scores = min_p(scores, o.min_p)
+    return scores
+
+
+def repetition_penalty(scores: Tensor, ids: Tensor, penalty: float,
+                       first: Tensor | None = None) -> Tensor:
+    """Divides positive scores of tokens in ids, multiplies negative ones (1909.05858, sec. 4.1)."""
+    V = scores.shape[-1]
+    if first is not None:
+        steps = torch.arange(ids.shape[1], device=ids.device)
+        ids = ids.masked_fill(steps < first[:, None], V)
+    weaker = torch.where(scores < 0, scores * penalty, scores / penalty)
+    return torch.where(_marked(ids, V), weaker, scores)
+
+
+def no_repeat_ngram(scores: Tensor, ids: Tensor, size: int) -> Tensor:
+    """Forbids tokens that would complete `size` tokens which stand in ids already (1705.04304)."""
+    T, V = ids.shape[1], scores.shape[-1]
+    if T < size:
+        return scores
+    grams = ids.unfold(1, size, 1)  # (B, T - size + 1, size)
+    tail = ids[:, T - size + 1 :]  # (B, size - 1)
+    same = (grams[..., :-1] == tail[:, None]).all(-1)
+    return scores.masked_fill(_marked(grams[..., -1].masked_fill(~same, V), V), -torch.inf)
+
+
+def ban(scores: Tensor, tokens: tuple[int, ...]) -> Tensor:
+    """Forbids some tokens."""
+    return scores.index_fill(-1, torch.tensor(tokens, dtype=torch.long, device=scores.device),
+                             -torch.inf)
+
+
+def top_k(scores: Tensor, k: int) -> Tensor:
+    """Keeps the k best tokens, and those equal to the last of them (1805.04833)."""
+    least = scores.topk(min(k, scores.shape[-1])).values[..., -1:]
+    return scores.masked_fill(scores < least, -torch.inf)
+
+
+def top_p(scores: Tensor, p: float) -> Tensor:
+    """Keeps the fewest best tokens whose mass reaches p, at least one (nucleus, 1904.09751)."""
+    ascending, order = scores.sort(-1)
+    drop = ascending.softmax(-1).cumsum(-1) <= 1 - p
+    drop[..., -1] = False
+    return scores.masked_fill(drop.scatter(-1, order, drop), -torch.inf)
+
+
+def min_p(scores: Tensor, p: float) -> Tensor:
+    """Keeps tokens at least p times as likely as the likeliest (2407.01082)."""
+    probs = scores.softmax(-1)
+    best, where = probs.max(-1, keepdim=True)
+    drop = (probs < p * best).scatter(-1, where, False)
+    return scores.masked_fill(drop, -torch.inf)
+
+
+def choose(scores: Tensor, sample: bool, generator: torch.Generator) -> Tensor:
+    """A token a row, (B,): the best, or one drawn with softmax(scores) as its chances.
+
+    Raises WorkFailed where the scores are not numbers or every token is forbidden.
+    """
+    check(scores)
+    if not sample:
+        return scores.argmax(-1)
+    return torch.multinomial(scores.softmax(-1), 1, generator=generator)[:, 0]
+
+
+def check(scores: Tensor) -> None:
+    """Raises WorkFailed unless each row's best score is a finite number."""
+    best = scores.max(-1).values
+    if bool(torch.isneginf(best).any()):
+        raise WorkFailed("no token may come next: the options forbid all of them; relax "
+                         "no_repeat_ngram_size or min_new_tokens")
+    if not bool(torch.isfinite(best).all()):
+        raise WorkFailed("the model's scores are not finite numbers: its weights are broken, or "
+                         "its dtype is too narrow (try dtype=torch.float32)")
+
+
+def generator(seed: int | None, device) -> torch.Generator:
+    """A random generator of its own: torch's global one is neither read nor moved."""
+    own = torch.Generator(device=device)
+    if seed is None:
+        own.seed()
+    else:
+        own.manual_seed(seed)
+    return own
+
+
+def _marked(ids: Tensor, V: int) -> Tensor:
+    """(B, V) bool, True where a row's ids hold the token; ids of V and above mark nothing."""
+    marks = torch.zeros(len(ids), V + 1, dtype=torch.bool, device=ids.device)
+    return marks.scatter_(1, ids.clamp(max=V), True)[:, :V]

@@ -1,0 +1,164 @@
+"""T5, T5 v1.1, FLAN-T5 and mT5: text to text, distances in buckets (Raffel et al., 1910.10683)."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, replace
+
+from mirada.core.attention import Attention, CrossAttention
+from mirada.core.bias import Buckets
+from mirada.core.block import Block, EncoderDecoder, Residual, Stack
+from mirada.core.embed import Tokens
+from mirada.core.heads import Classifier, LastOf, LMHead, Pooled, Pooler, Span, TokenClassifier
+from mirada.core.init import scaled
+from mirada.core.mask import Mask
+from mirada.core.mlp import ACTIVATIONS, LEARNED, MLP, activation
+from mirada.core.norm import RMSNorm
+from mirada.weights.config import ANY, key, size
+from mirada.weights.rows import Weights
+
+KIND = "encoder-decoder"
+
+
+@dataclass(frozen=True)
+class Config:
+    vocab: int = size("vocab_size", 32128)
+    d: int = size("d_model", 512)
+    head_dim: int = size("d_kv", 64)
+    hidden: int = size("d_ff", 2048)
+    layers: int = size("num_layers", 6, high=2048)
+    decoder_layers: int | None = key("num_decoder_layers", None, low=1, high=2048)  # None: layers
+    heads: int = size("num_heads", 8)
+    buckets: int = key("relative_attention_num_buckets", 32, low=4)
+    farthest: int = key("relative_attention_max_distance", 128, low=1)
+    act: str = key("dense_act_fn", "relu", choices={*ACTIVATIONS, *LEARNED})
+    gated: bool = key("is_gated_act", False)
+    eps: float = key("layer_norm_epsilon", 1e-6, low=0)
+    tied: bool = key("tie_word_embeddings", True)
+    scaled: bool = key("scale_decoder_outputs", True)  # logits of x / sqrt(d): v1.0 only
+    start: int = key("decoder_start_token_id", 0, low=0)
+    pad: int | None = key("pad_token_id", 0, low=0)
+    eos: int | None = key("eos_token_id", 1, low=0)
+    labels: int = 2
+
+    @staticmethod
+    def prepare(raw: dict) -> dict:
+        """Files say `gated-gelu` for a gated tanh gelu; a key derived from it wins where it stands.
+        Untied meant unscaled; today's files say so apart, and mT5 never scales."""
+        multilingual = raw.get("model_type") == "mt5"
+        form = str(raw.get("feed_forward_proj", "gated-gelu" if multilingual else "relu"))
+        name = "gelu_new" if form == "gated-gelu" else form.removeprefix("gated-")
+        derived = {"dense_act_fn": name, "is_gated_act": form.startswith("gated-"),
+                   "scale_decoder_outputs": raw.get("tie_word_embeddings") is not False}
+        mended = {"scale_decoder_outputs": False} if multilingual else {}
+        if raw.get("decoder_start_token_id", 0) is None:
+            mended["decoder_start_token_id"] = 0
+        return derived | raw | mended
+
+    def restore(self, ours: dict) -> dict:
+        name = "gelu" if self.gated and self.act == "gelu_new" else self.act
+        return ours | {"feed_forward_proj": f"gated-{name}" if self.gated else name,
+                       "num_decoder_layers": self.decoder_layers or self.layers}
+
+    def settle(self, names: list[str]) -> Config:
+        """Today's files call every model tied: one is not where a head of its own lies beside
+        unscaled logits. Older files of v1.0 hold the shared table under the head's name too."""
+        return replace(self, tied=self.scaled or "lm_head.weight" not in names)
+
+
+def build(c: Config) -> EncoderDecoder:
+    tokens = Tokens(c.vocab, c.d)
+    return EncoderDecoder(stack(c, tokens), stack(c, tokens, decodes=True))
+
+
+def stack(c: Config, tokens: Tokens, decodes: bool = False) -> Stack:
+    near = Buckets(c.heads, c.buckets, c.farthest, both_ways=not decodes)  # shared by the layers
+
+    def residual(f) -> Residual:
+        return Residual(f, pre=RMSNorm(c.d, c.eps))
+
+    def block() -> Block:
+        look = Attention(c.d, c.heads, head_dim=c.head_dim, scale=1.0, score_bias=near,
+                         mask=Mask(causal=decodes))
+        cross = {"cross": residual(CrossAttention(c.d, c.heads, head_dim=c.head_dim, scale=1.0))}
+        mlp = MLP(c.d, c.hidden, c.act, gated=c.gated, bias=False)
+        return Block(attn=residual(look), **(cross if decodes else {}), mlp=residual(mlp))
+
+    layers = (c.decoder_layers or c.layers) if decodes else c.layers
+    return Stack(tokens, [block() for _ in range(layers)], RMSNorm(c.d, c.eps))
+
+
+def encoder(c: Config) -> Stack:
+    return stack(c, Tokens(c.vocab, c.d))
+
+
+T5 = {
+    "ForConditionalGeneration": lambda c, body: LMHead(
+        c.d, c.vocab, tied=body.encoder.embed.token.weight if c.tied else None,
+        scale=c.d**-0.5 if c.scaled else 1.0, shift=False),
+    "Model": lambda c, body: Pooled(),
+    "EncoderModel": lambda c, body: Pooled(),
+    "ForSequenceClassification": lambda c, body: Classifier(
+        c.d, c.labels, Pooler(c.d, activation("tanh"), pick=LastOf(c.eos))),
+    "ForTokenClassification": lambda c, body: TokenClassifier(c.d, c.labels),
+    "ForQuestionAnswering": lambda c, body: Span(c.d),
+}
+HEADS = {name + head: make for name in ("T5", "MT5") for head, make in T5.items()}
+BODIES = {name + head: encoder for name in ("T5", "MT5")
+          for head in ("EncoderModel", "ForTokenClassification")}
+BARE = [name for name in HEADS if not name.endswith(("SequenceClassification",
+                                                      "TokenClassification"))]
+
+
+def weights(c: Config) -> Weights:
+    rows = [("lm_head.weight", "head.out.weight"),
+            ("classification_head.dense.{p}", "head.pool.dense.{p}"),
+            ("classification_head.out_proj.{p}", "head.score.{p}"),
+            ("classifier.{p}", "head.tag.{p}"), ("qa_outputs.{p}", "head.span.{p}")]
+    up = ("(wi_0|wi_1)", "(gate|up)") if c.gated else ("wi", "up")
+    for side, ours in (("encoder", "encoder."), ("encoder", ""), ("decoder", "decoder.")):
+        block, blocks = f"transformer.{side}.block.{{i}}.layer", f"{ours}blocks.{{i}}"
+        mlp = 2 if side == "decoder" else 1
+        rows += [
+            (f"{block}.0.SelfAttention.{{p}}.weight", f"{blocks}.attn.f.{{p}}.weight"),
+            (f"{block}.0.SelfAttention.relative_attention_bias.weight",
+             f"{blocks}.attn.f.score_bias.table.weight"),  # of block 0; the others' are its aliases
+            (f"{block}.0.layer_norm.weight", f"{blocks}.attn.pre.weight"),
+            (f"{block}.1.EncDecAttention.{{p}}.weight", f"{blocks}.cross.f.{{p}}.weight"),
+            (f"{block}.1.layer_norm.weight", f"{blocks}.cross.pre.weight"),
+            (f"{block}.{mlp}.DenseReluDense.{up[0]}.weight", f"{blocks}.mlp.f.{up[1]}.weight"),
+            (f"{block}.{mlp}.DenseReluDense.act.{{p}}", f"{blocks}.mlp.f.act.{{p}}"),
+            (f"{block}.{mlp}.DenseReluDense.wo.weight", f"{blocks}.mlp.f.down.weight"),
+            (f"{block}.{mlp}.layer_norm.weight", f"{blocks}.mlp.pre.weight"),
+            (f"transformer.{side}.final_layer_norm.weight", f"{ours}norm.weight"),
+        ]
+    rows += [("transformer.shared.weight", f"{ours}embed.token.weight") for ours in ("encoder.", "")]
+    return Weights(rows, prefix="transformer.", renames=tuple(
+        (f"{side}.embed_tokens.weight", "shared.weight") for side in ("encoder", "decoder")),
+        carried=("transformer.decoder.block.0.layer.1.EncDecAttention.relative_attention_bias."
+                 "weight",))  # in the first files; nobody reads it
+
+
+def init(model, c: Config) -> None:
+    scaled(model)
+
+
+INERT = {"feed_forward_proj": ANY, "dropout_rate": ANY, "classifier_dropout": ANY,
+         "n_positions": ANY, "output_past": ANY, "is_encoder_decoder": ANY, "is_decoder": False}
+
+
+def _size(d: int, hidden: int, layers: int, heads: int, head_dim: int = 64, **more) -> Config:
+    return Config(d=d, hidden=hidden, layers=layers, heads=heads, head_dim=head_dim, **more)
+
+
+LATER = {"small": (512, 1024, 8, 6), "base": (768, 2048, 12, 12), "large": (1024, 2816, 24, 16),
+         "xl": (2048, 5120, 24, 32), "xxl": (4096, 10240, 24, 64)}
+GATED = dict(act="gelu_new", gated=True, tied=False, scaled=False)
+SIZES = {
+    "small": _size(512, 2048, 6, 8), "base": _size(768, 3072, 12, 12),
+    "large": _size(1024, 4096, 24, 16), "3b": _size(1024, 16384, 24, 32, 128),
+    "11b": _size(1024, 65536, 24, 128, 128),
+    **{f"{name}-{n}": _size(*shape, **GATED) for name in ("v1_1", "flan")
+       for n, shape in LATER.items()},
+    **{f"mt5-{n}": _size(*shape, vocab=250112, **GATED) for n, shape in LATER.items()},
+    "tiny": _size(64, 128, 2, 4, 16, vocab=1024, buckets=8, farthest=32),
+}
