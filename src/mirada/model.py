@@ -138,28 +138,35 @@ class Model(nn.Module):
                 pixel_values=None, bool_masked_pos=None, interpolate_pos_encoding=False,
                 decoder_input_ids=None, decoder_attention_mask=None, decoder_inputs_embeds=None,
                 encoder_outputs=None, cache: Caches | None = None, labels=None,
-                **more_labels) -> Output:
+                logits_to_keep: int = 0, **more_labels) -> Output:
         """Named outputs under the reference's names; `loss` too when labels are given.
 
         input_ids (B, T); attention_mask (B, past + T), 1 where real; position_ids (B, T), counted
         over real tokens when None; segment_ids (B, T): only equal ids meet (packed documents);
-        encoder_outputs (B, S, D): the memory, when it is known; labels: see the head's loss.
+        labels: see the head's loss. Of an encoder-decoder: encoder_outputs (B, S, D), what `encode`
+        gave, in place of input_ids; attention_mask is still the source's. decoder_input_ids are the
+        labels (other heads: input_ids) shifted right when None; decoder_attention_mask
+        (B, past + T).
         """
         inputs = Inputs(input_ids, inputs_embeds, token_type_ids, pixel_values, bool_masked_pos,
                         interpolate_pos_encoding)
-        ctx = self._ctx(inputs, attention_mask, position_ids, segment_ids,
-                        None if self.encoder_decoder else cache)
         out = Output()
         if self.encoder_decoder:
-            if decoder_input_ids is None and decoder_inputs_embeds is None:
-                decoder_input_ids = self._shifted(labels)
+            if segment_ids is not None:
+                raise MiradaError("packed documents (segment_ids) are for models of one stack")
+            seen = inputs if encoder_outputs is None else Inputs(inputs_embeds=encoder_outputs)
+            source = self._ctx(seen, attention_mask, position_ids, None, None)
             if encoder_outputs is None:
-                encoder_outputs = self.body.encode(inputs, ctx)
-            source, inputs = ctx, Inputs(decoder_input_ids, decoder_inputs_embeds)
-            ctx = self._ctx(inputs, decoder_attention_mask, None, None, cache)
+                encoder_outputs = self.body.encode(inputs, source)
+            if decoder_input_ids is None and decoder_inputs_embeds is None:
+                decoder_input_ids = self._shifted(labels if self.generates else input_ids)
+            target = Inputs(decoder_input_ids, decoder_inputs_embeds)
+            ctx = self._ctx(target, decoder_attention_mask, None, None, cache)
             ctx = replace(ctx, memory=encoder_outputs, memory_mask=source.mask)
             out["encoder_last_hidden_state"] = encoder_outputs
-        x = self.body(inputs, ctx, cache)  # (B, T, D)
+        else:
+            target, ctx = inputs, self._ctx(inputs, attention_mask, position_ids, segment_ids, cache)
+        x = self.body(target, ctx, cache)  # (B, T, D)
         out.update(self.head(x, inputs, ctx))
         given = labels if not more_labels else {"labels": labels, **more_labels}
         if given is not None:
@@ -168,6 +175,9 @@ class Model(nn.Module):
 
     def encode(self, input_ids: Tensor, attention_mask: Tensor | None = None) -> Tensor:
         """The encoder's memory (B, S, D), to be handed to forward as encoder_outputs."""
+        if not self.encoder_decoder:
+            raise MiradaError(f"{self.architecture} has no encoder apart from its decoder: call the "
+                              "model itself")
         inputs = Inputs(input_ids)
         return self.body.encode(inputs, self._ctx(inputs, attention_mask, None, None, None))
 
@@ -182,6 +192,8 @@ class Model(nn.Module):
                                         else Growing())}
         if kind not in makers:
             raise MiradaError(f"no cache is called {kind!r}; there are {', '.join(makers)}")
+        if kind == "static" and not (size or self.context):
+            raise MiradaError("this model has no longest context: give a static cache its size=")
         decoder, caches = self.decoder, Caches()
         for index in decoder.order:
             inner = {name: sub.f for name, sub in decoder.blocks[index].named_children()
@@ -227,10 +239,18 @@ class Model(nn.Module):
 
     def _shifted(self, labels: Tensor | None) -> Tensor:
         if labels is None:
-            raise MiradaError("an encoder-decoder needs decoder_input_ids or labels")
+            raise MiradaError("an encoder-decoder needs decoder_input_ids, or labels to shift")
         first = labels.new_full((len(labels), 1), self.config.start)
         pad = getattr(self.config, "pad", 0)
         return torch.cat([first, labels[:, :-1].masked_fill(labels[:, :-1] < 0, pad)], 1)
+
+    def _last(self, x: Tensor, keep: int) -> Tensor:
+        """The last `keep` tokens of x (B, T, D), all when 0: what a language-model head scores."""
+        if keep < 0 or (keep and not hasattr(self.head, "out")):
+            raise MiradaError(f"logits_to_keep is {keep}; it is 0 (all) or more, and more only "
+                              f"before a language-model head, which {self.architecture} "
+                              f"{'has' if hasattr(self.head, 'out') else 'lacks'}")
+        return x[:, -keep:] if keep else x
 
     def _loss(self, out: Output, labels) -> Tensor:
         if not hasattr(self.head, "loss"):
@@ -242,12 +262,13 @@ class Model(nn.Module):
         from mirada.look.record import record
         return record(self, **options)
 
-    def generate(self, input_ids: Tensor, **options) -> Tensor:
+    def generate(self, input_ids: Tensor, attention_mask: Tensor | None = None,
+                 **options) -> Tensor:
         """Token ids, the prompt's and the new ones; see mirada.generate.loop.generate."""
         from mirada.generate.loop import generate
-        return generate(self, input_ids, **options)
+        return generate(self, input_ids, attention_mask, **options)
 
-    def stream(self, input_ids: Tensor, **options):
+    def stream(self, input_ids: Tensor, attention_mask: Tensor | None = None, **options):
         """Yields token ids one by one; see mirada.generate.loop.stream."""
         from mirada.generate.loop import stream
-        return stream(self, input_ids, **options)
+        return stream(self, input_ids, attention_mask, **options)

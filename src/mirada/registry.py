@@ -151,9 +151,11 @@ def _load_folder(path: Path, dtype, device, ignore, architecture) -> Model:
                                   "with architecture=")
     with tensorfile.open_folder(path) as checkpoint:
         _check_depth(config, len(checkpoint.names()), where)
+        if hasattr(config, "settle"):  # what only the tensors tell
+            config = config.settle(checkpoint.names())
         model = assemble(fam, config, named)
         model.origin = Origin(str(path), raw, ignored)
-        fill(model, checkpoint, fam.weights(config), dtype, device, ignore, str(path))
+        fill(model, checkpoint, _map(fam, model), dtype, device, ignore, str(path))
     return model
 
 
@@ -172,8 +174,9 @@ def _config(fam, raw: dict, where: Path, ignore):
 
 def _check_depth(config, tensors: int, where) -> None:
     """Before anything is built: a file cannot fill more blocks than it has tensors."""
-    if config.layers > max(tensors, 1) and getattr(config, "groups", None) is None:
-        raise UntrustedInputError(where, "layers", f"{config.layers} layers are asked for, and the "
+    layers = max(config.layers, getattr(config, "decoder_layers", None) or 0)
+    if layers > max(tensors, 1) and getattr(config, "groups", None) is None:
+        raise UntrustedInputError(where, "layers", f"{layers} layers are asked for, and the "
                                   f"weights hold only {tensors} tensors")
 
 
@@ -244,10 +247,15 @@ def _keep(origin: Origin, plan: Plan, reader) -> None:
     origin.carried = {name: reader.get(name) for name in plan.carried}
 
 
+def _map(fam, model: Model):
+    """The map between this model and its files: of its architecture, else the family's."""
+    return getattr(fam, "MAPS", {}).get(model.architecture, fam.weights)(model.config)
+
+
 def export(model: Model) -> dict[str, Tensor]:
     """The model's tensors under the names its files use."""
     fam, origin = family(model.family), model.origin
-    weights, state, paths = fam.weights(model.config), model.state(), model.paths()
+    weights, state, paths = _map(fam, model), model.state(), model.paths()
     bare = origin.bare if origin.path else model.architecture in getattr(fam, "BARE", _base(fam))
     named: dict[str, Tensor] = {}
     for step in weights.bind(paths, bare):
@@ -255,6 +263,9 @@ def export(model: Model) -> dict[str, Tensor]:
         if not alias or step.files in origin.duplicates:
             tensors = step.op.save([state[paths[o]] for o in step.ours])
             named.update(zip(step.files, tensors, strict=True))
+    for files in origin.duplicates:
+        for name in files:  # an older spelling that the file had beside today's
+            named.setdefault(name, named.get(weights.modern(name)))
     for name in origin.derived:
         named[name] = weights.derive(name, bare)
     return named | origin.carried
@@ -291,8 +302,9 @@ def save(model: Model, path) -> Path:
 
 def written_config(model: Model) -> dict:
     """config.json of a model: the keys it came with, and ours in the file's names."""
-    kind = model.origin.raw.get("model_type") or getattr(
-        family(model.family), "MODEL_TYPE", model.family)
+    fam = family(model.family)
+    kind = getattr(fam, "MODEL_TYPES", {}).get(model.architecture) or model.origin.raw.get(
+        "model_type") or getattr(fam, "MODEL_TYPE", model.family)
     dtype = str(model.dtype).removeprefix("torch.")
     labels = getattr(model.config, "labels", 2)
     named = {} if labels == 2 else {
@@ -317,14 +329,18 @@ def tokenizer(model: Model):
 
 def _load_gguf(path: Path, dtype, device, ignore) -> Model:
     from mirada.weights.gguf import GGUF as Reader
-    reader = Reader(path)
-    if reader.architecture not in GGUF:
-        raise UntrustedInputError(path, "general.architecture", f"{reader.architecture!r} is not "
-                                  f"one that mirada reads from GGUF: {', '.join(sorted(GGUF))}")
-    fam = family(GGUF[reader.architecture])
-    raw, architecture = fam.from_gguf(reader)
-    config, ignored = _config(fam, raw, path, ignore)
-    model = assemble(fam, config, architecture)
-    model.origin = Origin(str(path), raw, ignored, dialect="gguf")
-    fill(model, reader, fam.gguf_weights(config), dtype or torch.float32, device, ignore, str(path))
+    with Reader(path) as reader:
+        if reader.architecture not in GGUF:
+            raise UntrustedInputError(path, "general.architecture", f"{reader.architecture!r} is "
+                                      f"not one that mirada reads from GGUF: "
+                                      f"{', '.join(sorted(GGUF))}")
+        fam = family(GGUF[reader.architecture])
+        raw, architecture = fam.from_gguf(reader)
+        config, ignored = _config(fam, raw, path, ignore)
+        _check_depth(config, len(reader.names()), path)
+        model = assemble(fam, config, architecture)
+        model.origin = Origin(str(path), raw, ignored, dialect="gguf")
+        weights = fam.gguf_weights(config)
+        fill(model, reader, weights, dtype or torch.float32, device, ignore, str(path))
+    model.origin.carried = {}  # a folder has no place for what only GGUF names
     return model

@@ -39,7 +39,9 @@ def decoders(real) -> dict:
     }
 
 
-@pytest.fixture(scope="module", params=["wordpiece", "bytes", "llama", "t5", "word ends", "none", "ctc"])
+@pytest.fixture(
+    scope="module", params=["wordpiece", "bytes", "llama", "t5", "word ends", "none", "ctc"]
+)
 def tokenizer(request, real):
     return decoders(real)[request.param]()
 

@@ -7,9 +7,11 @@ Layout: q (B, H, T, K), k (B, G, S, K), v (B, G, S, Kv), with H a multiple of G 
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from contextlib import contextmanager
 from contextvars import ContextVar
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 import torch.nn.functional as F
@@ -27,7 +29,7 @@ class Call:
     kv: KV
     scale: float
     mask: Mask
-    bias: object | None = None  # a value with rows(q, k, r0, r1) and dense(q, k)
+    bias: Any | None = None  # a value with rows(q, k, r0, r1) and dense(q, k)
     cap: float | None = None  # scores -> cap * tanh(scores / cap) (Gemma 2)
     sinks: Tensor | None = None  # (H,) logits that take weight and give nothing
     dropout: float = 0.0
@@ -141,9 +143,8 @@ def _sdpa_cannot(call: Call) -> str | None:
 class Kernel:
     """run(call) -> (B, H, T, Kv); cannot(call) -> the reason it cannot, or None."""
 
-    run: object
-    cannot: object
-    exact: bool = True  # False for approximations, which run only where edit.swap puts them
+    run: Callable[[Call], Tensor]
+    cannot: Callable[[Call], str | None]
 
 
 KERNELS: dict[str, Kernel] = {

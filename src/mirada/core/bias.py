@@ -12,6 +12,8 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor, nn
 
+from mirada.errors import MiradaError
+
 from .attend import Attend, Call
 from .attention import split
 from .mask import Mask
@@ -79,6 +81,10 @@ class Buckets(ScoreBias):
 
     def __init__(self, heads: int, buckets=32, farthest=128, both_ways=True):
         super().__init__()
+        near = buckets // (4 if both_ways else 2)
+        if near < 1 or farthest <= near:
+            raise MiradaError(f"{buckets} buckets give the nearest {near} distances one each and the "
+                              f"others share up to {farthest}: that must lie farther")
         self.table = nn.Embedding(buckets, heads)
         self.buckets, self.farthest, self.both_ways = buckets, farthest, both_ways
 

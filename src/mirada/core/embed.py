@@ -23,20 +23,26 @@ class Tokens(nn.Module):
         super().__init__()
         self.token = nn.Embedding(vocab, d)
         self.position = positions
-        self.type = nn.Embedding(types, d) if types else None
+        self.type = Segments(types, d) if types else None
         self.norm = norm or nn.Identity()
         self.project = nn.Identity() if project is None else nn.Linear(d, project)
         self.scale, self.dropout = scale, 0.0
 
     def forward(self, inputs: Inputs, ctx: Ctx) -> Tensor:
         x = self.token(inputs.input_ids) if inputs.inputs_embeds is None else inputs.inputs_embeds
-        x = x * self.scale if self.scale != 1.0 else x  # speed
+        x = x * self.scale
         if self.type is not None:
-            kinds = inputs.token_type_ids
-            x = x + (self.type.weight[0] if kinds is None else self.type(kinds))
+            x = x + self.type(inputs.token_type_ids)
         if self.position is not None:
             x = x + self.position(ctx.positions, dtype=x.dtype)
         return self.project(F.dropout(self.norm(x), self.dropout, self.training))
+
+
+class Segments(nn.Embedding):
+    """One vector a segment kind; all of a text is kind 0 where nothing is said."""
+
+    def forward(self, kinds: Tensor | None) -> Tensor:
+        return self.weight[0] if kinds is None else super().forward(kinds)
 
 
 class Patches(nn.Module):

@@ -86,10 +86,12 @@ class LastOf(nn.Module):
         self.id = id
 
     def forward(self, x: Tensor, inputs: Inputs, ctx: Ctx) -> Tensor:
-        here = inputs.input_ids == self.id
+        if inputs.input_ids is None:
+            raise MiradaError(f"this head looks for the token {self.id}: call it with input_ids")
+        here = inputs.input_ids == self.id  # (B, T)
         if x.device.type == "cpu" and not bool(here.any(1).all()):
-            raise MiradaError(f"this head reads the token {self.id}, and a row of input_ids has none; "
-                              "end each text with it")
+            raise MiradaError(f"this head reads the last token {self.id} of each row, and a row of "
+                              "input_ids has none; end each text with it")
         at = (torch.arange(x.shape[1], device=x.device) * here).argmax(-1)  # (B,)
         return x[torch.arange(len(x), device=x.device), at]
 

@@ -7,6 +7,8 @@ import math
 import torch
 from torch import nn
 
+from .attention import Attention
+from .bias import Buckets
 from .norm import LayerNorm, LayerScale, RMSNorm
 
 NORMS = (LayerNorm, RMSNorm, LayerScale)
@@ -34,15 +36,23 @@ def normal(model: nn.Module, std: float = 0.02, *, residual: int = 0, embed: flo
 
 @torch.no_grad()
 def scaled(model: nn.Module, factor: float = 1.0):
-    """Each projection by its fan-in, tables N(0, factor) (T5, 1910.10683)."""
+    """Each projection by its fan-in, tables N(0, factor), zero biases (T5, 1910.10683).
+
+    Where scores are not scaled by K ** -0.5, q is; a score bias is as wide as a projection.
+    """
     for module in model.modules():
         if isinstance(module, nn.Linear):
             module.weight.normal_(0, factor * module.in_features**-0.5)
+            if module.bias is not None:
+                module.bias.zero_()
         elif isinstance(module, nn.Embedding):
             module.weight.normal_(0, factor)
-        if getattr(module, "bias", None) is not None and torch.is_tensor(module.bias):
-            if not isinstance(module, NORMS):
-                module.bias.zero_()
+    for module in model.modules():
+        if isinstance(module, Attention):
+            d, K = module.q.in_features, module.q.out_features // module.heads
+            module.q.weight.mul_(K**-0.5 / module.scale)
+            if isinstance(module.score_bias, Buckets):
+                module.score_bias.table.weight.normal_(0, factor * d**-0.5)
 
 
 @torch.no_grad()

@@ -100,7 +100,7 @@ def _batch(model: Model, ids) -> Tensor:
 def _padding(model: Model, ids: Tensor, mask, options: Options) -> Tensor | None:
     """(B, T), 1 where real; None when all is. Without a mask, pad ids are taken for padding."""
     pad = options.pad_token_id
-    if mask is None and pad not in options.eos_token_id and _has_pad(model, options):
+    if mask is None and pad is not None and pad not in options.eos_token_id:
         mask = ids != pad  # as the reference guesses
     if mask is None:
         return None
@@ -116,13 +116,6 @@ def _padding(model: Model, ids: Tensor, mask, options: Options) -> Tensor | None
         raise MiradaError(f"row {row} of the prompt is padded on the right, where the answer goes "
                           "on: pad on the left")
     return None if bool(mask.all()) else mask
-
-
-def _has_pad(model: Model, options: Options) -> bool:
-    """Whether the pad id is one the model knows, not the stand-in for one it lacks."""
-    own = model.tokenizer.pad_id if model.tokenizer is not None else None
-    named = (own, model.origin.raw.get("pad_token_id"), getattr(model.config, "pad", None))
-    return any(i is not None for i in named)
 
 
 def _first_id(model: Model, options: Options) -> int:

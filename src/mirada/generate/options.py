@@ -97,11 +97,11 @@ class Options:
         named += sorted(model.tokenizer.eos_ids) if model.tokenizer is not None else []
         return tuple(dict.fromkeys(i for i in named if whole(0)(i) and i < vocab))
 
-    def _pad(self, model: Model) -> int:
+    def _pad(self, model: Model) -> int | None:
         own = model.tokenizer.pad_id if model.tokenizer is not None else None
         known = (self.pad_token_id, own, model.origin.raw.get("pad_token_id"),
                  getattr(model.config, "pad", None), *self.eos_token_id)
-        return next((i for i in known if whole(0)(i)), 0)
+        return next((i for i in known if whole(0)(i)), None)
 
     def _context(self, model: Model) -> int | None:
         if self.context is not None and model.context is not None and self.context > model.context:

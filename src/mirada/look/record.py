@@ -160,19 +160,16 @@ def _in_order(mask: Mask, S: int) -> Mask:
         if slots.ndim == 1:  # a rolling cache: what it dropped lies outside every window
             padding = torch.cat([padding.new_ones(len(padding), int(slots[0])), padding], 1)
         padding = padding[:, :S]
-    start = mask.start if isinstance(mask.start, int) else int(mask.start[0])
-    return replace(mask, start=start, slots=None, padding=padding, memo={})
+    return replace(mask, start=int(torch.as_tensor(mask.start).reshape(-1)[0]), slots=None, padding=padding, memo={})
 
 
 def _first(t: Taken) -> int:
     """Index of the call's first query among all keys of its run."""
-    start = t.mask.start
-    if torch.is_tensor(start):
-        if (start != start[0]).any():
-            raise MiradaError("the rows of this cache have different lengths; an aligned pattern "
-                              "needs rows of one length (pad on the left)")
-        return int(start[0])
-    return start
+    start = torch.as_tensor(t.mask.start).reshape(-1)
+    if (start != start[0]).any():
+        raise MiradaError("the rows of this cache have different lengths; an aligned pattern "
+                          "needs rows of one length (pad on the left)")
+    return int(start[0])
 
 
 def _listed(chosen, count: int, what: str) -> list[int]:

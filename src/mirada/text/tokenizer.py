@@ -212,10 +212,10 @@ class Tokenizer:
                 token = "-" + token[2:]
             elif kind == "ByteLevel":
                 raw = bytes_of(token)
-                try:
-                    token = raw.decode()
-                except UnicodeDecodeError:
-                    token = f"<{raw.hex(' ').upper()}>"
+                token = raw.decode(errors="replace")
+                if "\ufffd" in token:
+                    labels.append(f"<{raw.hex(' ').upper()}>")
+                    continue
             elif kind == "▁":
                 token = token.replace("▁", " ")
                 if re.fullmatch("<0x[0-7][0-9A-F]>", token):

@@ -78,7 +78,10 @@ def read(cls, raw: dict, path, *, inert: dict | None = None, ignore=()) -> Readi
         if f.metadata["required"] and known.get(name) is None and f.name not in values:
             raise UntrustedInputError(path, name, "is missing, and the model cannot be built "
                                       "without it")
-    return Reading(cls(**values), dict(raw), ignored)
+    try:
+        return Reading(cls(**values), dict(raw), ignored)
+    except MiradaError as error:  # its fields do not fit together
+        raise UntrustedInputError(path, "config", str(error)) from None
 
 
 def write(config, raw: dict | None = None) -> dict:

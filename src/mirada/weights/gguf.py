@@ -88,6 +88,14 @@ class GGUF:
         read_into(memoryview(raw.numpy()), self._file, info.offset, self.path, field)
         return expand(raw.view(*info.shape[:-1], -1), info.type, dtype)
 
+    def names(self) -> list[str]:
+        """The names of all tensors."""
+        return list(self.tensors)
+
+    def shape(self, name: str) -> tuple[int, ...]:
+        """A tensor's shape, as torch has it."""
+        return self._info(name).shape
+
     def close(self) -> None:
         """Release the file. Views that `blocks` gave stay valid."""
         self._file.close()

@@ -161,16 +161,16 @@ class Weights:
             elif not alias:
                 missing += absent
         used = {f: step for _, step in steps for f in step.files}
-        again = {n: used.get(spelled[self.modern(n)]) for n in present if n not in used}
-        steps += [(True, Step((n,), s.ours, s.op)) for n, s in again.items() if s and len(s.files) == 1]
-        rest = [n for n in present if not any(n in step.files for _, step in steps)]
+        copies = {n: Step((n,), s.ours, s.op) for n in present if n not in used
+                  and (s := used.get(spelled[self.modern(n)])) and len(s.files) == 1}
+        rest = [n for n in present if n not in used and n not in copies]
         derived = [n for n in rest if self._in(self.derived, n, bare)]
         carried = [n for n in rest if self._in(self.carried, n, bare) and n not in derived]
         ignored = [n for n in rest if any(re.search(i, n) for i in ignore)]
         unused = [n for n in rest if n not in {*derived, *carried, *ignored}]
         _complain(missing, unused, where)
-        return Plan([s for a, s in steps if not a], [s for a, s in steps if a], derived, carried,
-                    bare)
+        return Plan([s for a, s in steps if not a],
+                    [s for a, s in steps if a] + [*copies.values()], derived, carried, bare)
 
     def bind(self, paths: dict[str, str], bare: bool) -> list[Step]:
         """Every row with its placeholders filled from the model's own paths; each path once."""

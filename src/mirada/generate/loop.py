@@ -1,0 +1,157 @@
+"""The loop: a token is chosen, joins the input, and the next is chosen (autoregression)."""
+
+from __future__ import annotations
+
+import warnings
+from collections.abc import Iterator
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from mirada.errors import MiradaError
+from mirada.model import Model
+
+from . import beam, sampling, stop
+from .feed import Feed
+from .options import Options
+
+
+def generate(model: Model, input_ids, attention_mask=None, **options) -> Tensor:
+    """The prompts with their answers, (B, T + new); of an encoder-decoder the answers alone,
+    beginning with its start id. Rows that end early are filled up with the pad id.
+
+    input_ids (B, T), or a list of ids: prompts, padded on the left; attention_mask (B, T), 1 where
+    real. options: see generate.options.Options. With num_return_sequences=n, n rows a prompt, the
+    best first. Warns where the context ended an answer. Raises MiradaError.
+    """
+    checked = Options.read(model, options)
+    if checked.num_beams > 1:
+        ids, cut = beam.search(Feed(model, input_ids, attention_mask, checked))
+    else:
+        run = Run(model, input_ids, attention_mask, checked)
+        for _ in run:
+            pass
+        ids, cut = run.ids, "context" in run.reasons
+    if cut:
+        _warn(checked)
+    return ids.clone()  # made outside inference mode, so that it can be trained on
+
+
+def stream(model: Model, input_ids, attention_mask=None, **options) -> Iterator[int]:
+    """Yields each new token id of one prompt as soon as it is chosen.
+
+    The arguments are those of generate, without beams. Raises MiradaError at the call.
+    """
+    run = single(model, input_ids, attention_mask, options)
+
+    def tokens() -> Iterator[int]:
+        for token in run:
+            yield int(token)
+        if "context" in run.reasons:
+            _warn(run.options)
+
+    return tokens()
+
+
+@dataclass(frozen=True)
+class Step:
+    """One step of a trace.
+
+    id: the chosen token. probability: its chance, after the options had their say. top: the
+    likeliest tokens and their chances, best first.
+    """
+
+    id: int
+    probability: float
+    top: list[tuple[int, float]]
+
+
+def steps(model: Model, input_ids, attention_mask=None, *, top: int = 10,
+          **options) -> Iterator[Step]:
+    """A trace of the loop: yields a Step a token. The arguments are those of stream."""
+    if top < 1:
+        raise MiradaError(f"top is {top}; a table needs 1 token or more")
+    run = single(model, input_ids, attention_mask, options)
+
+    def traced() -> Iterator[Step]:
+        for token in run:
+            chances = run.scores[0].softmax(-1)
+            best = chances.topk(min(top, len(chances)))
+            table = zip(best.indices.tolist(), best.values.tolist(), strict=True)
+            yield Step(int(token), float(chances[token]), list(table))
+
+    return traced()
+
+
+def next_tokens(model: Model, input_ids, k: int = 10) -> list[tuple[int, float]]:
+    """The k likeliest next tokens of one prompt and their probabilities, best first."""
+    return next(steps(model, input_ids, top=k, max_new_tokens=1)).top
+
+
+def single(model: Model, input_ids, attention_mask, options: dict) -> Run:
+    """The run of one prompt, for those who watch it token by token."""
+    checked = Options.read(model, options)
+    if checked.num_beams > 1 or checked.num_return_sequences > 1:
+        raise MiradaError("a stream shows one answer as it is written: num_beams and "
+                          "num_return_sequences must be 1; generate() takes them")
+    run = Run(model, input_ids, attention_mask, checked)
+    if len(run.ids) != 1:
+        raise MiradaError(f"a stream follows one prompt, and {len(run.ids)} are given; "
+                          "generate() takes them")
+    return run
+
+
+class Run:
+    """One generation under way. Iterating gives each step's tokens, (B,), until all rows ended.
+
+    ids (B, T + new): what stands so far. new: tokens written a row. scores (B, V): those the last
+    token was chosen by. reasons: why each row ended: "eos", "stop", "length" (max_new_tokens) or
+    "context" (its end); None while it goes on.
+    """
+
+    def __init__(self, model: Model, input_ids, attention_mask, options: Options):
+        self.options, self.tokenizer = options, model.tokenizer if options.stop else None
+        self.feed = Feed(model, input_ids, attention_mask, options)
+        self.ids = self.feed.start.repeat_interleave(options.num_return_sequences, 0)
+        self.reasons: list[str | None] = [None] * len(self.ids)
+        self.scores: Tensor | None = None
+        self.new = 0
+        self._generator = sampling.generator(options.seed, model.device)
+
+    def __iter__(self) -> Iterator[Tensor]:
+        while None in self.reasons:
+            yield self.step()
+
+    @torch.inference_mode()
+    def step(self) -> Tensor:
+        """Choose a token for each row, (B,), and append it; rows that ended get the pad id."""
+        o = self.options
+        if self.new == 0:
+            scores = self.feed.begin(o.num_return_sequences)
+        else:
+            scores = self.feed(self.ids[:, -1:])
+        self.scores = sampling.process(scores, self.ids, o, self.new, self.feed.first)
+        tokens = sampling.choose(self.scores, o.do_sample, self._generator)
+        ended = torch.tensor([r is not None for r in self.reasons], device=tokens.device)
+        tokens = tokens.masked_fill(ended, o.pad_token_id or 0)
+        self.ids = torch.cat([self.ids, tokens[:, None]], 1)
+        self.new += 1
+        self.reasons = [reason or self._reason(row, token) for row, (reason, token)
+                        in enumerate(zip(self.reasons, tokens.tolist(), strict=True))]
+        return tokens
+
+    def _reason(self, row: int, token: int) -> str | None:
+        if token in self.options.eos_token_id:
+            return "eos"
+        if stop.hit(self.tokenizer, self.ids[row, -self.new :].tolist(), self.options.stop):
+            return "stop"
+        if self.new < self.feed.room:
+            return None
+        return "length" if self.new == self.options.max_new_tokens else "context"
+
+
+def _warn(options: Options) -> None:
+    warnings.warn(f"an answer was cut short: the context of {options.context} tokens ended before "
+                  f"max_new_tokens={options.max_new_tokens} were written; shorten the prompt or "
+                  "ask for fewer", stacklevel=3)

@@ -1,0 +1,105 @@
+"""Text in, text out: an answer shown as it is written, never half a character or a stop string."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Iterator
+
+from mirada.errors import MiradaError
+from mirada.model import Model
+
+from . import stop
+from .loop import single
+
+LENGTH = 256  # tokens of an answer, unless asked otherwise
+
+
+class TextStream:
+    """Iterating yields the pieces of one answer; joined they are `text`.
+
+    Final once the iteration ended: text; ids, the tokens written, an end token among them;
+    new_tokens; seconds that they took, reading the prompt included; finish_reason: "eos", "stop",
+    "length" or "context" (see loop.Run), None where the iteration was left early.
+    """
+
+    def __init__(self, model: Model, ids, **options):
+        self.tokenizer = needed(model)
+        real = [[1] * len(ids)]  # nothing here is padding, not even a pad id
+        self.run = single(model, ids, real, {"max_new_tokens": LENGTH, **options})
+        self.stops = self.run.options.stop
+        self.prompt_tokens = len(ids)
+        self.text, self.ids, self.seconds = "", [], 0.0
+        self.finish_reason: str | None = None
+        self._pieces = self._write()
+
+    @property
+    def new_tokens(self) -> int:
+        return len(self.ids)
+
+    def __iter__(self) -> Iterator[str]:
+        return self._pieces
+
+    def close(self) -> None:
+        """Leave the iteration early."""
+        self._pieces.close()
+
+    def _write(self) -> Iterator[str]:
+        began, decoder, waiting = time.perf_counter(), self.tokenizer.stream(), ""
+        for token in map(int, self.run):
+            self.ids.append(token)
+            self.seconds += time.perf_counter() - began
+            if self.run.reasons[0] != "eos":
+                waiting += decoder.push(token)
+            if stop.cut(waiting, self.stops) is not None:
+                break
+            ready = len(waiting) - stop.held(waiting, self.stops)
+            if ready:
+                piece, waiting = waiting[:ready], waiting[ready:]
+                self.text += piece
+                yield piece
+            began = time.perf_counter()
+        waiting += decoder.end()
+        before = stop.cut(waiting, self.stops)
+        self.finish_reason = self.run.reasons[0] if before is None else "stop"
+        last = waiting if before is None else before
+        self.text += last
+        if last:
+            yield last
+
+
+def text_stream(model: Model, ids, **options) -> TextStream:
+    """The answer to a prompt of ids as a stream of text; options: see generate.options.Options.
+
+    max_new_tokens is 256 unless given. Raises MiradaError at the call.
+    """
+    return TextStream(model, ids, **options)
+
+
+def text(model: Model, prompt: str | list[dict], *, on_text: Callable[[str], None] | None = None,
+         **options) -> str:
+    """The answer to a text, or to messages of a chat (dicts with role and content), as text.
+
+    on_text is called with each piece as soon as it is certain. options: see text_stream.
+    """
+    answer = text_stream(model, prompt_ids(model, prompt), **options)
+    for piece in answer:
+        if on_text is not None:
+            on_text(piece)
+    return answer.text
+
+
+def prompt_ids(model: Model, prompt: str | list[dict]) -> list[int]:
+    """The ids of a text, or of messages by the model's chat template."""
+    tokenizer = needed(model)
+    ids = tokenizer.encode(prompt).ids if isinstance(prompt, str) else tokenizer.chat(prompt)
+    if not ids and tokenizer.bos_id is not None:
+        ids = [tokenizer.bos_id]
+    return ids
+
+
+def needed(model: Model):
+    """The model's tokenizer. Raises MiradaError where it has none."""
+    if model.tokenizer is None:
+        raise MiradaError("this model has no tokenizer, so it cannot read or write text: set "
+                          "model.tokenizer, or use generate() with ids")
+    return model.tokenizer
