@@ -146,7 +146,8 @@ class Model(nn.Module):
         labels: see the head's loss. Of an encoder-decoder: encoder_outputs (B, S, D), what `encode`
         gave, in place of input_ids; attention_mask is still the source's. decoder_input_ids are the
         labels (other heads: input_ids) shifted right when None; decoder_attention_mask
-        (B, past + T).
+        (B, past + T). logits_to_keep: a language-model head scores only so many last tokens of
+        each row, all when 0.
         """
         inputs = Inputs(input_ids, inputs_embeds, token_type_ids, pixel_values, bool_masked_pos,
                         interpolate_pos_encoding)
@@ -165,8 +166,9 @@ class Model(nn.Module):
             ctx = replace(ctx, memory=encoder_outputs, memory_mask=source.mask)
             out["encoder_last_hidden_state"] = encoder_outputs
         else:
-            target, ctx = inputs, self._ctx(inputs, attention_mask, position_ids, segment_ids, cache)
-        x = self.body(target, ctx, cache)  # (B, T, D)
+            target = inputs
+            ctx = self._ctx(inputs, attention_mask, position_ids, segment_ids, cache)
+        x = self._last(self.body(target, ctx, cache), logits_to_keep)  # (B, T, D)
         out.update(self.head(x, inputs, ctx))
         given = labels if not more_labels else {"labels": labels, **more_labels}
         if given is not None:
@@ -176,8 +178,8 @@ class Model(nn.Module):
     def encode(self, input_ids: Tensor, attention_mask: Tensor | None = None) -> Tensor:
         """The encoder's memory (B, S, D), to be handed to forward as encoder_outputs."""
         if not self.encoder_decoder:
-            raise MiradaError(f"{self.architecture} has no encoder apart from its decoder: call the "
-                              "model itself")
+            raise MiradaError(f"{self.architecture} has no encoder apart from its decoder: call "
+                              "the model itself")
         inputs = Inputs(input_ids)
         return self.body.encode(inputs, self._ctx(inputs, attention_mask, None, None, None))
 

@@ -2,6 +2,7 @@
 
 import pytest
 import torch
+from parity.harness import wide
 from transformers.models.t5.modeling_t5 import T5Attention
 
 from mirada.core.bias import Buckets
@@ -20,14 +21,14 @@ def test_each_distance_falls_in_the_reference_bucket(buckets, farthest, both_way
     assert got.min() == 0 and len(got.unique()) > buckets // 4
 
 
-def test_distances_in_float64_fall_in_the_same_buckets():
-    """Parity runs the reference in float64: no logarithm may round over an edge there."""
-    from parity.harness import wide
+@pytest.mark.parametrize("both_ways", [True, False])
+@pytest.mark.parametrize("buckets, farthest", [(32, 128), (8, 6), (13, 9)])
+def test_no_logarithm_rounds_over_an_edge_in_float64(buckets, farthest, both_ways):
+    """The parity rows raise the reference to float64, and ours takes logarithms in float32."""
     distance = torch.arange(-2000, 2001)
     with wide():
-        wanted = T5Attention._relative_position_bucket(distance, True, 32, 128)
-    differ = (Buckets(2).bucket(distance) != wanted).sum()
-    assert differ <= 4, "float32 and float64 disagree beyond the edges at 16, 32 and 64"
+        wanted = T5Attention._relative_position_bucket(distance, both_ways, buckets, farthest)
+    assert torch.equal(Buckets(2, buckets, farthest, both_ways).bucket(distance), wanted)
 
 
 def test_a_block_of_rows_is_that_part_of_the_whole():

@@ -1,6 +1,16 @@
 """T5, T5 v1.1 and mT5 against the reference."""
 
-from parity.harness import Row, source_and_target, table, tokens
+from pathlib import Path
+
+import pytest
+import torch
+import transformers
+from parity.harness import BAR, Row, shake, source_and_target, table, tokens, wide
+from safetensors.torch import load_file, save_file
+
+import mirada
+from mirada import registry
+from mirada.errors import MiradaError
 
 TINY = dict(vocab_size=61, d_model=24, d_kv=6, d_ff=40, num_layers=2, num_heads=4, pad_token_id=0,
             decoder_start_token_id=0, relative_attention_num_buckets=8,
@@ -37,3 +47,156 @@ ROWS = [
     row("T5ForQuestionAnswering"),
 ]
 test_parity = table(ROWS)
+
+
+@pytest.fixture(scope="module")
+def small(tmp_path_factory):
+    """The reference and ours on one file, in float64."""
+    folder = tmp_path_factory.mktemp("t5")
+    torch.manual_seed(2)
+    with wide():
+        theirs = transformers.T5ForConditionalGeneration(transformers.T5Config(**TINY)).double()
+        shake(theirs)
+        theirs.eval().save_pretrained(folder)
+    return theirs, mirada.load(folder), folder
+
+
+@pytest.mark.scope("1.7.1", "1.7.3")
+def test_the_loss_shifts_labels_and_skips_what_is_ignored(small):
+    theirs, ours, _ = small
+    ids, labels = torch.randint(3, 61, (2, 9)), torch.randint(3, 61, (2, 5))
+    labels[0, 3:] = -100
+    labels[1, 1] = -100  # not at the end: the id fed back is the pad
+    with wide():
+        wanted = theirs(input_ids=ids, labels=labels)
+    got = ours(input_ids=ids, labels=labels)
+    assert (got.loss - wanted.loss).abs() < BAR and (got.logits - wanted.logits).abs().max() < BAR
+
+
+@pytest.mark.parametrize("side", ["left", "right"])
+def test_a_padded_target_is_the_references(small, side):
+    theirs, ours, _ = small
+    ids, target = torch.randint(3, 61, (2, 9)), torch.randint(3, 61, (2, 6))
+    mask = torch.ones_like(target)
+    mask[0, (slice(2) if side == "left" else slice(-2, None))] = 0
+    batch = dict(input_ids=ids, decoder_input_ids=target, decoder_attention_mask=mask)
+    with wide():
+        wanted = theirs(**batch).logits
+    for kernel in ("sdpa", "exact"):
+        with mirada.kernel(kernel):
+            got = ours(**batch).logits
+        assert torch.isfinite(got).all()
+        assert (got - wanted)[mask.bool()].abs().max() < BAR
+    cache, parts = ours.new_cache("static", size=8), []
+    for a, b in ((0, 4), (4, 6)):
+        part = batch | dict(decoder_input_ids=target[:, a:b], decoder_attention_mask=mask[:, :b])
+        parts.append(ours(**part, cache=cache).logits)
+    assert (torch.cat(parts, 1) - wanted)[mask.bool()].abs().max() < BAR
+
+
+def test_decoding_projects_the_source_once_and_beams_may_multiply(small):
+    theirs, ours, _ = small
+    ids, target = torch.randint(3, 61, (2, 9)), torch.randint(3, 61, (2, 5))
+    mask = torch.ones_like(ids)
+    mask[0, :3] = 0  # padded on the left
+    with wide():
+        wanted = theirs(input_ids=ids, attention_mask=mask, decoder_input_ids=target).logits
+    projected = []
+    handles = [getattr(block.cross.f, name).register_forward_hook(
+        lambda *_, name=name: projected.append(name))
+        for block in ours.decoder.blocks for name in "kv"]
+    memory, cache = ours.encode(ids, mask), ours.new_cache()
+    step = dict(encoder_outputs=memory, attention_mask=mask, cache=cache)
+    got = [ours(**step, decoder_input_ids=target[:, n : n + 1]).logits for n in range(3)]
+    assert sorted(projected) == ["k"] * 2 + ["v"] * 2
+    assert (torch.cat(got, 1) - wanted[:, :3]).abs().max() < BAR
+    beams = torch.tensor([1, 1, 0, 0])
+    cache.reorder(beams)
+    step = dict(encoder_outputs=memory[beams], attention_mask=mask[beams], cache=cache)
+    for n in (3, 4):
+        got = ours(**step, decoder_input_ids=target[beams, n : n + 1]).logits
+        assert (got[:, 0] - wanted[beams, n]).abs().max() < BAR
+    assert len(projected) == 4
+    cache.crop(2)
+    got = ours(**step, decoder_input_ids=target[beams, 2:]).logits
+    assert (got - wanted[beams, 2:]).abs().max() < BAR and len(projected) == 4
+    for handle in handles:
+        handle.remove()
+
+
+def test_a_file_may_hold_the_shared_table_under_every_name(small, tmp_path):
+    """As the first files do, with a bias of cross-attention that nobody reads."""
+    _, ours, folder = small
+    tensors = load_file(folder / "model.safetensors")
+    for name in ("encoder.embed_tokens.weight", "decoder.embed_tokens.weight", "lm_head.weight"):
+        tensors[name] = tensors["shared.weight"].clone()
+    unread = "decoder.block.0.layer.1.EncDecAttention.relative_attention_bias.weight"
+    tensors[unread] = torch.ones(8, 4)
+    old = _folder(tmp_path / "old", folder, tensors)
+    model = mirada.load(old)
+    assert sum(p.numel() for p in model.parameters()) == sum(p.numel() for p in ours.parameters())
+    mirada.save(model, tmp_path / "again")
+    again = load_file(tmp_path / "again" / "model.safetensors")
+    assert again.keys() == tensors.keys()
+    assert all(torch.equal(again[name], tensors[name]) for name in tensors)
+    del tensors["shared.weight"]
+    alone = mirada.load(_folder(tmp_path / "alone", folder, tensors))
+    assert torch.equal(alone.decoder.embed.token.weight, ours.decoder.embed.token.weight)
+    tensors["encoder.embed_tokens.weight"][0, 0] += 1
+    with pytest.raises(MiradaError, match="embed_tokens.weight' is the same tensor"):
+        mirada.load(_folder(tmp_path / "torn", folder, tensors))
+
+
+def _folder(path: Path, like: Path, tensors: dict) -> Path:
+    path.mkdir()
+    save_file(tensors, path / "model.safetensors")
+    (path / "config.json").write_text((like / "config.json").read_text())
+    return path
+
+
+def test_an_encoder_alone_does_not_generate():
+    model = mirada.build("t5", "tiny", architecture="T5EncoderModel", seed=1)
+    assert not model.encoder_decoder and not model.generates
+    assert mirada.build("t5", "tiny", device="meta").generates
+    with pytest.raises(MiradaError, match="no encoder apart"):
+        model.encode(torch.ones(1, 3, dtype=torch.long))
+
+
+def test_what_cannot_be_is_said():
+    model = mirada.build("t5", "tiny", architecture="T5ForSequenceClassification", seed=1)
+    with pytest.raises(MiradaError, match="last token 1"):
+        model(torch.full((2, 4), 5))
+    with pytest.raises(MiradaError, match="decoder_input_ids"):
+        mirada.build("t5", "tiny", seed=1)(torch.full((2, 4), 5))
+    with pytest.raises(MiradaError, match="static cache"):
+        model.new_cache("static")
+    memory = model.encode(torch.full((2, 4), 5))
+    with pytest.raises(MiradaError, match="3 columns"):
+        model(encoder_outputs=memory, attention_mask=torch.ones(2, 3),
+              decoder_input_ids=torch.ones(2, 1, dtype=torch.long))
+
+
+@pytest.mark.scope("1.7.1", "1.7.2", "1.7.3")
+@pytest.mark.parametrize("size, count", [
+    ("small", 60_506_624), ("base", 222_903_552), ("large", 737_668_096), ("3b", 2_851_598_336),
+    ("11b", 11_307_321_344), ("v1_1-small", 76_961_152), ("flan-base", 247_577_856),
+    ("flan-large", 783_150_080), ("flan-xl", 2_849_757_184), ("flan-xxl", 11_135_332_352),
+    ("mt5-small", 300_176_768), ("mt5-base", 582_401_280), ("mt5-large", 1_229_581_312),
+    ("mt5-xl", 3_742_619_648), ("mt5-xxl", 12_921_057_280)])
+def test_the_named_sizes_are_the_published_ones(size, count):
+    model = mirada.build("t5", size, device="meta")
+    assert sum(p.numel() for p in model.parameters()) == count
+
+
+def test_a_built_model_begins_as_wide_as_the_references():
+    """Standard deviation of each matrix, by name, against the reference's own initialisation."""
+    config = dict(vocab_size=1024, d_model=64, d_kv=16, d_ff=128, num_layers=2, num_heads=4)
+    torch.manual_seed(4)
+    theirs = transformers.T5ForConditionalGeneration(transformers.T5Config(**config))
+    wanted = {n: p.std().item() for n, p in theirs.named_parameters() if p.numel() > 1000}
+    got = registry.export(mirada.build("t5", "tiny", buckets=32, seed=4))
+    assert len(wanted) > 20
+    for name, std in wanted.items():
+        assert got[name].std().item() == pytest.approx(std, rel=0.06), name
+    table = "encoder.block.0.layer.0.SelfAttention.relative_attention_bias.weight"
+    assert got[table].std().item() == pytest.approx(64**-0.5, rel=0.25)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Generator
 
 from mirada.errors import MiradaError
 from mirada.model import Caches, Model
@@ -100,7 +100,7 @@ class Reply(TextStream):
         super().__init__(conversation.model, ids, **options, context=conversation.budget,
                          cache=conversation.cache_for(ids))
 
-    def _write(self) -> Iterator[str]:
+    def _write(self) -> Generator[str, None, None]:
         try:
             yield from super()._write()
         finally:

@@ -1,10 +1,11 @@
-"""What generation can be asked for: the reference's option names, each checked in this one place."""
+"""What generation can be asked for: the reference's option names, each checked in one place."""
 
 from __future__ import annotations
 
 import difflib
 import math
 import numbers
+from collections.abc import Callable
 from dataclasses import dataclass, fields, replace
 
 from torch import Tensor
@@ -41,9 +42,9 @@ class Options:
     num_return_sequences: int = 1
     length_penalty: float = 1.0
     early_stopping: bool | str = False
-    eos_token_id: int | tuple[int, ...] | None = None
+    eos_token_id: tuple[int, ...] | None = None
     pad_token_id: int | None = None
-    stop: str | tuple[str, ...] = ()
+    stop: tuple[str, ...] = ()
     seed: int | None = None
     cache: str | Caches = "growing"
     context: int | None = None
@@ -122,16 +123,16 @@ class Options:
                               f"search has {most}: sample, or raise num_beams")
 
 
-def whole(low: int, high: float = math.inf):
+def whole(low: int, high: float = math.inf) -> Callable[[object], bool]:
     """A test for whole numbers from low to below high; True and False are none."""
     return lambda x: (isinstance(x, numbers.Integral) and not isinstance(x, bool)
-                      and low <= x < high)
+                      and low <= int(x) < high)
 
 
-def real(holds):
+def real(holds: Callable[[float], bool]) -> Callable[[object], bool]:
     """A test for finite numbers of which `holds`."""
     return lambda x: (isinstance(x, numbers.Real) and not isinstance(x, bool)
-                      and math.isfinite(x) and holds(x))
+                      and math.isfinite(x) and holds(float(x)))
 
 
 DEFAULTS = {field.name: field.default for field in fields(Options)}

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Generator, Iterator
 
 from mirada.errors import MiradaError
 from mirada.model import Model
@@ -43,7 +43,7 @@ class TextStream:
         """Leave the iteration early."""
         self._pieces.close()
 
-    def _write(self) -> Iterator[str]:
+    def _write(self) -> Generator[str, None, None]:
         began, decoder, waiting = time.perf_counter(), self.tokenizer.stream(), ""
         for token in map(int, self.run):
             self.ids.append(token)

@@ -1,6 +1,8 @@
 """One file a family. This table says which file reads which `model_type`."""
 
 FAMILIES = {  # model_type in a config file -> module here
+    "bert": "bert",
+    "deberta-v2": "deberta",
     "gpt2": "gpt2",
     "gpt_neox": "neox",
     "llama": "llama",

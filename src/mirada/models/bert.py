@@ -9,6 +9,7 @@ from torch import Tensor, nn
 
 from mirada.core.attention import Attention
 from mirada.core.block import Block, Residual, Stack
+from mirada.core.context import Ctx, Inputs
 from mirada.core.embed import Tokens
 from mirada.core.heads import Classifier, LMHead, Pooled, Pooler, Span, TokenClassifier, label, token
 from mirada.core.init import normal
@@ -58,13 +59,114 @@ class Transform(nn.Module):
 
 
 class NextSentence(nn.Module):
-    """Whether the second segment follows the first: logits (B, 2), label 0 when it does."""
+    """Does the second segment follow the first: logits (B, 2), label 0 where it does."""
 
     loss = staticmethod(label)
 
     def __init__(self, d: int):
         super().__init__()
-        self.pool, self.follows = Pooler(d, torch.nn.Tanh()), nn.Linear(d, 2)
+        self.pool, self.follows = Pooler(d, nn.Tanh()), nn.Linear(d, 2)
 
-    def forward(self, x: Tensor, inputs, ctx) -> dict[str, Tensor]:
+    def forward(self, x: Tensor, inputs: Inputs, ctx: Ctx) -> dict[str, Tensor]:
         return {"logits": self.follows(self.pool(x, inputs, ctx))}
+
+
+class PreTraining(LMHead):
+    """Both of BERT's objectives: prediction_logits (B, T, V), seq_relationship_logits (B, 2)."""
+
+    def __init__(self, d: int, vocab: int, **options):
+        super().__init__(d, vocab, **options)
+        self.pool, self.follows, self.loss = Pooler(d, nn.Tanh()), nn.Linear(d, 2), both
+
+    def forward(self, x: Tensor, inputs: Inputs, ctx: Ctx) -> dict[str, Tensor]:
+        return {"prediction_logits": super().forward(x, inputs, ctx)["logits"],
+                "seq_relationship_logits": self.follows(self.pool(x, inputs, ctx))}
+
+
+def both(outputs: dict, labels: Tensor, next_sentence_label: Tensor) -> Tensor:
+    """The masked words' loss, labels (B, T), and the pair's, next_sentence_label (B,), added."""
+    words = token({"logits": outputs["prediction_logits"]}, labels)
+    return words + label({"logits": outputs["seq_relationship_logits"]}, next_sentence_label)
+
+
+def masked(c: Config, body: Stack, head=LMHead) -> LMHead:
+    """A head that names the hidden words."""
+    return head(c.d, c.vocab, tied=body.embed.token.weight if c.tied else None, bias=True,
+                transform=Transform(c.d, c.act, c.eps), shift=False)
+
+
+HEADS = {
+    "BertForMaskedLM": masked,
+    "BertForPreTraining": lambda c, body: masked(c, body, PreTraining),
+    "BertForNextSentencePrediction": lambda c, body: NextSentence(c.d),
+    "BertModel": lambda c, body: Pooled(Pooler(c.d, nn.Tanh())),
+    "BertForSequenceClassification": lambda c, body: Classifier(
+        c.d, c.labels, Pooler(c.d, nn.Tanh())),
+    "BertForTokenClassification": lambda c, body: TokenClassifier(c.d, c.labels),
+    "BertForQuestionAnswering": lambda c, body: Span(c.d),
+}
+
+
+def trunk(prefix: str, qkv: str = "(query|key|value)") -> list[tuple]:
+    """The rows of the embedding and the blocks."""
+    layer = prefix + "encoder.layer.{i}."
+    return [
+        (prefix + "embeddings.word_embeddings.weight", "embed.token.weight"),
+        (prefix + "embeddings.position_embeddings.weight", "embed.position.weight"),
+        (prefix + "embeddings.token_type_embeddings.weight", "embed.type.weight"),
+        (prefix + "embeddings.LayerNorm.{p}", "embed.norm.{p}"),
+        (layer + "attention.self." + qkv + ".{p}", "blocks.{i}.attn.f.(q|k|v).{p}"),
+        (layer + "attention.output.dense.{p}", "blocks.{i}.attn.f.o.{p}"),
+        (layer + "attention.output.LayerNorm.{p}", "blocks.{i}.attn.out.{p}"),
+        (layer + "intermediate.dense.{p}", "blocks.{i}.mlp.f.up.{p}"),
+        (layer + "intermediate.intermediate_act_fn.{p}", "blocks.{i}.mlp.f.act.{p}"),
+        (layer + "output.dense.{p}", "blocks.{i}.mlp.f.down.{p}"),
+        (layer + "output.LayerNorm.{p}", "blocks.{i}.mlp.out.{p}"),
+    ]
+
+
+def words(tied: bool) -> list[tuple]:
+    """The rows of the head that names hidden words. Tied, `decoder.bias` repeats `bias`; else it
+    is the one that counts, and `bias` is only carried."""
+    return [
+        ("cls.predictions.transform.dense.{p}", "head.transform.dense.{p}"),
+        ("cls.predictions.transform.transform_act_fn.{p}", "head.transform.act.{p}"),
+        ("cls.predictions.transform.LayerNorm.{p}", "head.transform.norm.{p}"),
+        ("cls.predictions.decoder.weight", "head.out.weight"),
+        ("cls.predictions.bias" if tied else "cls.predictions.decoder.bias", "head.out.bias"),
+    ]
+
+
+def old(tied: bool) -> tuple[tuple[str, str], ...]:
+    """Older spellings."""
+    bias = (("predictions.decoder.bias", "predictions.bias"),) if tied else ()
+    return (("LayerNorm.gamma", "LayerNorm.weight"), ("LayerNorm.beta", "LayerNorm.bias"), *bias)
+
+
+def weights(c: Config) -> Weights:
+    return Weights([
+        *trunk("bert."), *words(c.tied),
+        ("bert.pooler.dense.{p}", "head.pool.dense.{p}"),
+        ("cls.seq_relationship.{p}", "head.follows.{p}"),
+        ("classifier.{p}", "head.score.{p}"),
+        ("classifier.{p}", "head.tag.{p}"),
+        ("qa_outputs.{p}", "head.span.{p}"),
+    ], prefix="bert.", renames=old(c.tied),
+        derived={"bert.embeddings.position_ids": lambda name: torch.arange(c.context)[None]},
+        carried=("bert.pooler.dense.{p}", "cls.seq_relationship.{p}", "cls.predictions.{p}",
+                 "cls.predictions.{a}.{p}", "cls.predictions.{a}.{b}.{p}"))
+
+
+def init(model, c: Config) -> None:
+    normal(model, 0.02)
+
+
+INERT = {"hidden_dropout_prob": ANY, "attention_probs_dropout_prob": ANY, "classifier_dropout": ANY,
+         "position_embedding_type": "absolute", "is_decoder": False, "add_cross_attention": False,
+         "is_encoder_decoder": False, "directionality": ANY, "pooler_fc_size": ANY,
+         "pooler_num_attention_heads": ANY, "pooler_num_fc_layers": ANY,
+         "pooler_size_per_head": ANY, "pooler_type": ANY}  # the last six: no program reads them
+SIZES = {
+    "base": Config(), "large": Config(d=1024, layers=24, heads=16, hidden=4096),
+    "tiny": Config(vocab=1024, context=128, d=64, layers=2, heads=4, hidden=256),
+}
