@@ -6,11 +6,11 @@ import sys
 import time
 
 QUESTION = "What is the capital of France?"
-SENTENCE = "The pizza just came out of the oven, it was delicious."  # a study guide's, in English
+SENTENCE = "El gato bebió la leche porque tenía sed"  # the study guides' own example
 NEXT = (
     ("mirada chat smollm2", "talk with it"),
-    ('mirada look smollm2 "El gato bebió la leche porque tenía sed" -o gato.png',
-     "see where it looks in your own sentence"),
+    ('mirada look smollm2 "The pizza just came out of the oven, it was delicious" -o pizza.png',
+     "see where it looks in a sentence of yours"),
     ("mirada diff bert:base gpt2:small", "what sets two famous models apart"),
 )
 

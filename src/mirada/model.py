@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import inspect
 from dataclasses import dataclass, field, replace
 
 import torch
@@ -170,8 +171,8 @@ class Model(nn.Module):
             ctx = self._ctx(inputs, attention_mask, position_ids, segment_ids, cache)
         x = self._last(self.body(target, ctx, cache), logits_to_keep)  # (B, T, D)
         out.update(self.head(x, inputs, ctx))
-        given = labels if not more_labels else {"labels": labels, **more_labels}
-        if given is not None:
+        given = {k: v for k, v in {"labels": labels, **more_labels}.items() if v is not None}
+        if given:
             out["loss"] = self._loss(out, given)
         return out
 
@@ -254,10 +255,13 @@ class Model(nn.Module):
                               f"{'has' if hasattr(self.head, 'out') else 'lacks'}")
         return x[:, -keep:] if keep else x
 
-    def _loss(self, out: Output, labels) -> Tensor:
-        if not hasattr(self.head, "loss"):
-            raise MiradaError(f"{self.architecture} has no loss: it has no task head")
-        return self.head.loss(out, labels)
+    def _loss(self, out: Output, given: dict) -> Tensor:
+        loss = getattr(self.head, "loss", None)
+        takes = [] if loss is None else list(inspect.signature(loss).parameters)[1:]
+        if set(given) != set(takes):
+            what = f"for a loss it takes {' and '.join(takes)}" if takes else "its head has no loss"
+            raise MiradaError(f"{self.architecture} was given {', '.join(sorted(given))}: {what}")
+        return loss(out, **given)
 
     def record(self, **options):
         """A context manager giving a tape of this model's attention; see mirada.look.record."""

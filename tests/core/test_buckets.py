@@ -2,12 +2,12 @@
 
 import pytest
 import torch
-from parity.harness import wide
 from transformers.models.t5.modeling_t5 import T5Attention
 
 from mirada.core.bias import Buckets
 from mirada.core.mask import Mask
 from mirada.errors import MiradaError
+from parity.harness import wide
 
 
 @pytest.mark.scope("1.2.6")

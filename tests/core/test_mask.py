@@ -5,11 +5,11 @@ import dataclasses
 import pytest
 import torch
 import transformers
-from core.plain import visible
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from transformers.masking_utils import create_causal_mask
 
+from core.plain import visible
 from mirada.core.mask import Mask
 
 T, S, B = 5, 5, 2
@@ -68,8 +68,8 @@ def test_and_allows_what_both_allow(name, other):
 
 def test_and_takes_the_prefix_and_the_padding_of_either_side():
     prefix = torch.tensor([1, 2])
-    for both in (Mask(causal=True, prefix=prefix) & Mask(), Mask() & Mask(causal=True, prefix=prefix),
-                 Mask(causal=True, prefix=prefix) & Mask(prefix=prefix)):
+    one = Mask(causal=True, prefix=prefix)
+    for both in (one & Mask(), Mask() & one, one & Mask(prefix=prefix)):
         assert both.prefix is prefix and both.causal
     with pytest.raises(ValueError, match="both set prefix"):
         Mask(prefix=prefix) & Mask(prefix=prefix.clone())
@@ -123,8 +123,9 @@ def test_the_short_cuts_are_taken_where_they_should_be():
     assert Mask(causal=True, start=8, window=9).trivial(1, 9)
     assert Mask(window=9).trivial(9, 9)
     assert Mask(causal=True).only_causal(6, 6) and Mask(causal=True, window=6).only_causal(6, 6)
-    for mask in (Mask(causal=True, start=8, window=8), Mask(causal=True, start=7), Mask(causal=True),
-                 Mask(causal=True, start=torch.tensor([8])), Mask(padding=torch.ones(1, 9).bool())):
+    for mask in (Mask(causal=True, start=8, window=8), Mask(causal=True, start=7),
+                 Mask(causal=True), Mask(causal=True, start=torch.tensor([8])),
+                 Mask(padding=torch.ones(1, 9).bool())):
         assert not mask.trivial(1, 9)
     assert not Mask(causal=True, start=8).trivial(2, 9)
     for mask in (Mask(), Mask(causal=True, start=1), Mask(causal=True, window=5),

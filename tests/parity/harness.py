@@ -35,7 +35,7 @@ VISIBLE = 1e-6  # what a broken model must differ by, at least
 
 
 class Float64(TorchFunctionMode):
-    """Within it torch.float32 means torch.float64 and .float() means .double()."""
+    """Within it torch.float32 and bfloat16 mean torch.float64, .float() means .double()."""
 
     def __torch_function__(self, func, types, args=(), kwargs=None):
         if func is torch.Tensor.float:
@@ -45,7 +45,8 @@ class Float64(TorchFunctionMode):
 
 
 def _raised(value):
-    return torch.float64 if value is torch.float32 else value
+    narrow = value is torch.float32 or value is torch.bfloat16  # learned activations are born so
+    return torch.float64 if narrow else value
 
 
 def tokens(row: Row, rows: int = 2, length: int = 7) -> dict:
@@ -92,6 +93,10 @@ class Row:
         return id(self)
 
 
+def _class(row: Row) -> type:
+    return getattr(transformers, row.architecture)
+
+
 @dataclass
 class Pair:
     """The reference and ours, both read from the folder the reference wrote."""
@@ -109,7 +114,7 @@ def pair(row: Row) -> Pair:
     torch.manual_seed(11)
     config = getattr(transformers, row.config)(**row.settings)
     config._attn_implementation = "eager"
-    cls = getattr(transformers, row.architecture)
+    cls = _class(row)
     with wide():
         theirs = cls(config).double().eval()
         if row.untied:
@@ -283,11 +288,39 @@ def gradients(pair: Pair, tmp_path: Path) -> None:
     assert wanted.keys() == got.keys()
     moved = 0
     for name, grad in wanted.items():
-        if grad.is_floating_point():
+        if name in ours.origin.carried:
+            assert not grad.any(), f"{name} is only carried, and the reference uses it"
+        elif grad.is_floating_point():
             worst = (got[name] - grad).abs().max().item()
             assert worst < BAR * max(1.0, grad.abs().max().item()), (name, worst)
             moved += bool(grad.abs().max() > 0)
     assert moved > len(wanted) / 2, "most gradients are zero: this proves nothing"
+
+
+def loss(pair: Pair) -> None:
+    """The same loss for the same labels, some of which do not count."""
+    known = inspect.signature(pair.theirs.forward).parameters
+    batch = pair.batch | {n: make(pair) for n, make in LABELS.items() if n in known}
+    with wide():
+        theirs = pair.theirs(**batch).loss
+    assert theirs > 0 and (pair.ours(**batch).loss - theirs).abs() < BAR
+
+
+def _labels(pair: Pair) -> torch.Tensor:
+    """A class for each token or row, or a number where a row has one output."""
+    out = pair.ours(**pair.batch)
+    logits = out.prediction_logits if "prediction_logits" in out else out.logits
+    if logits.shape[-1] == 1:
+        return torch.randn(len(logits), dtype=logits.dtype)
+    made = torch.randint(logits.shape[-1], logits.shape[:-1])
+    if made.ndim == 2:
+        made[0, 2:4] = -100
+    return made
+
+
+LABELS = {"labels": _labels, "next_sentence_label": lambda pair: torch.tensor([0, 1]),
+          "start_positions": lambda pair: torch.tensor([2, 1]),
+          "end_positions": lambda pair: torch.tensor([4, 99])}  # past the end: does not count
 
 
 def recording(pair: Pair) -> None:
@@ -350,6 +383,8 @@ def faults(model: Model, batch: dict) -> dict[str, Callable]:
         found["padding"] = lambda m, b: b.pop("attention_mask")
     if any(isinstance(m, Rotary) for m in model.modules()):
         found["rotary"] = _rotary
+    if any(isinstance(m, Rotary) and m.scaling for m in model.modules()):
+        found["scaling"] = _unscaled
     if any(isinstance(m, ScoreBias) for m in model.modules()):
         found["score bias"] = _score_bias
     if getattr(getattr(model.decoder, "embed", None), "position", None) is not None \
@@ -407,6 +442,12 @@ def _rotary(model: Model, batch: dict) -> None:
             m.base *= 1.1
 
 
+def _unscaled(model: Model, batch: dict) -> None:
+    for m in model.modules():
+        if isinstance(m, Rotary):
+            m.scaling = None
+
+
 @torch.no_grad()
 def _score_bias(model: Model, batch: dict) -> None:
     bias = next(m for m in model.modules() if isinstance(m, ScoreBias))
@@ -427,6 +468,7 @@ CHECKS: dict[str, Callable] = {
     "left_padding": lambda pair, tmp: padding(pair, "left"),
     "cached": lambda pair, tmp: cached(pair),
     "gradients": gradients,
+    "loss": lambda pair, tmp: loss(pair),
     "recording": lambda pair, tmp: recording(pair),
     "broken": lambda pair, tmp: broken(pair),
 }
@@ -435,7 +477,8 @@ CHECKS: dict[str, Callable] = {
 def wanted(row: Row) -> list[str]:
     """The checks that make sense for a row."""
     off = {"right_padding": not row.pads, "left_padding": not (row.pads and row.left),
-           "cached": not row.cached}
+           "cached": not row.cached,
+           "loss": not LABELS.keys() & inspect.signature(_class(row).forward).parameters.keys()}
     return [name for name in CHECKS if not off.get(name, False)]
 
 

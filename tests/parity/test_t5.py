@@ -142,6 +142,7 @@ def test_a_file_may_hold_the_shared_table_under_every_name(small, tmp_path):
     del tensors["shared.weight"]
     alone = mirada.load(_folder(tmp_path / "alone", folder, tensors))
     assert torch.equal(alone.decoder.embed.token.weight, ours.decoder.embed.token.weight)
+    del tensors["lm_head.weight"]
     tensors["encoder.embed_tokens.weight"][0, 0] += 1
     with pytest.raises(MiradaError, match="embed_tokens.weight' is the same tensor"):
         mirada.load(_folder(tmp_path / "torn", folder, tensors))

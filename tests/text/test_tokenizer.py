@@ -131,7 +131,7 @@ def test_t5(tmp_path):
     ours = Tokenizer.from_folder(path)
     reference = transformers.AutoTokenizer.from_pretrained(path)
     assert_same(ours, reference, v.texts(), offsets=False)  # ours begin at the space, not after it
-    assert ours.encode("a cat").offsets[-2] == (4, 5)
+    assert ours.encode("a cat").offsets[-2] == (1, 5)
     assert ours.id("<extra_id_0>") == ours.size - 1 and ours.id("<extra_id_99>") == ours.size - 100
     assert ours.encode("hello").ids[-1] == 1 and ours.eos_ids == {1}
 
@@ -180,9 +180,9 @@ def test_gguf_of_a_real_model(smollm):
 
 PUBLISHED = {  # text -> how the published pre-tokenizers split it
     "gpt-2": ["I", "'ve", " 12345", " 6", "!!", "\n", "\n", "x", "  ", " y"],
-    "smollm": ["I", "'ve", " ", "1", "2", "3", "4", "5", " ", "6", "!!", "\n", "\n", "x", "  ", " y"],
+    "smollm": ["I", "'ve", " ", *"12345", " ", "6", "!!", "\n", "\n", "x", "  ", " y"],
     "llama-bpe": ["I", "'ve", " ", "123", "45", " ", "6", "!!\n\n", "x", "  ", " y"],
-    "qwen2": ["I", "'ve", " ", "1", "2", "3", "4", "5", " ", "6", "!!\n\n", "x", "  ", " y"],
+    "qwen2": ["I", "'ve", " ", *"12345", " ", "6", "!!\n\n", "x", "  ", " y"],
     "falcon": ["I", "'", "ve", " ", "123", "45", " 6", "!!", "\n", "\n", "x", "  ", " y"],
 }
 

@@ -1,7 +1,7 @@
 """What stands on a stack: language model, classifiers, span. A head maps x to named outputs.
 
-forward(x, inputs, ctx) -> dict under the reference's output names; loss(outputs, labels) is called
-by Model when labels are given.
+forward(x, inputs, ctx) -> dict under the reference's output names. Model calls loss(outputs, ...)
+with the labels it is given, under the names that the loss takes.
 """
 
 from __future__ import annotations
@@ -13,6 +13,8 @@ from torch import Tensor, nn
 from mirada.errors import MiradaError
 
 from .context import Ctx, Inputs
+from .mlp import activation
+from .norm import LayerNorm
 
 IGNORE = -100  # a label that does not count
 
@@ -38,13 +40,25 @@ def label(outputs: dict, labels: Tensor) -> Tensor:
     return F.cross_entropy(logits, labels.flatten())
 
 
-def span(outputs: dict, labels: tuple[Tensor, Tensor]) -> Tensor:
-    """Mean of the two cross-entropies; positions past the end do not count."""
-    start, end = labels
+def span(outputs: dict, start_positions: Tensor, end_positions: Tensor) -> Tensor:
+    """Mean of the two cross-entropies; positions (B,) past the end do not count."""
     T = outputs["start_logits"].shape[1]
-    losses = [F.cross_entropy(outputs[name], where.clamp(0, T), ignore_index=T)
-              for name, where in (("start_logits", start), ("end_logits", end))]
-    return sum(losses) / 2
+    start, end = (F.cross_entropy(outputs[name], where.clamp(0, T).flatten(), ignore_index=T)
+                  for name, where in (("start_logits", start_positions),
+                                      ("end_logits", end_positions)))
+    return (start + end) / 2
+
+
+class Transform(nn.Module):
+    """norm(act(dense(x))), before a vocabulary. out: another width than d."""
+
+    def __init__(self, d: int, act: str, eps: float, out: int | None = None):
+        super().__init__()
+        self.dense, self.act = nn.Linear(d, out or d), activation(act)
+        self.norm = LayerNorm(out or d, eps)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.norm(self.act(self.dense(x)))
 
 
 class LMHead(nn.Module):

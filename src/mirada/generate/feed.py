@@ -20,15 +20,13 @@ class Feed:
     """
 
     def __init__(self, model: Model, input_ids, attention_mask, options: Options):
-        prompt = _batch(model, input_ids)
         self.model, self.options = model, options
-        self.mask = _padding(model, prompt, attention_mask, options)
-        self.source: dict[str, Tensor] = {}
-        self.start = prompt
+        self.prompt = self.start = _batch(model, input_ids)
+        self.mask = _padding(model, self.prompt, attention_mask, options)
+        self.memory = options.encoder_outputs
         if model.encoder_decoder:
-            self.source = {"input_ids": prompt}
-            self.start = prompt.new_full((len(prompt), 1), _first_id(model, options))
-        self.room = _room(model, prompt, self.start, options)
+            self.start = self.prompt.new_full((len(self.prompt), 1), _first_id(model, options))
+        self.room = _room(model, self.prompt, self.start, options)
         self.cache, self.fed = self._cache(), 0
         if isinstance(options.cache, Caches):
             self.fed = _held(options.cache, self.start)
@@ -47,11 +45,8 @@ class Feed:
 
     def begin(self, copies: int = 1) -> Tensor:
         """Scores (B * copies, V) after the prompt, which is read once and then copied."""
-        if self.model.encoder_decoder:
-            memory = self.options.encoder_outputs
-            if memory is None:
-                memory = self.model.encode(self.source["input_ids"], self.mask)
-            self.source["encoder_outputs"] = memory
+        if self.model.encoder_decoder and self.memory is None:
+            self.memory = self.model.encode(self.prompt, self.mask)
         scores = self(self.start[:, self.fed :])
         if copies == 1:
             return scores
@@ -62,7 +57,7 @@ class Feed:
     def __call__(self, tokens: Tensor) -> Tensor:
         """Take in tokens (B, T); scores (B, V) of the one after, in float32 or wider."""
         if self.model.encoder_decoder:
-            given = {"decoder_input_ids": tokens, **self.source}
+            given = {"decoder_input_ids": tokens, "encoder_outputs": self.memory}
         else:
             self._widen(self.fed + tokens.shape[1])
             given = {"input_ids": tokens}
@@ -78,7 +73,7 @@ class Feed:
     def reorder(self, index: Tensor) -> None:
         """Row b becomes what row index[b] was; index may be longer than the batch."""
         self.cache.reorder(index)
-        self.source = {name: tensor[index] for name, tensor in self.source.items()}
+        self.memory = None if self.memory is None else self.memory[index]
         self.mask = None if self.mask is None else self.mask[index]
 
 

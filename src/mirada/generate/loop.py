@@ -34,7 +34,7 @@ def generate(model: Model, input_ids, attention_mask=None, **options) -> Tensor:
             pass
         ids, cut = run.ids, "context" in run.reasons
     if cut:
-        _warn(checked)
+        _warn(checked, 4)
     return ids.clone()  # made outside inference mode, so that it can be trained on
 
 
@@ -49,7 +49,7 @@ def stream(model: Model, input_ids, attention_mask=None, **options) -> Iterator[
         for token in run:
             yield int(token)
         if "context" in run.reasons:
-            _warn(run.options)
+            _warn(run.options, 3)
 
     return tokens()
 
@@ -151,7 +151,7 @@ class Run:
         return "length" if self.new == self.options.max_new_tokens else "context"
 
 
-def _warn(options: Options) -> None:
+def _warn(options: Options, frames: int) -> None:
     warnings.warn(f"an answer was cut short: the context of {options.context} tokens ended before "
                   f"max_new_tokens={options.max_new_tokens} were written; shorten the prompt or "
-                  "ask for fewer", stacklevel=3)
+                  "ask for fewer", stacklevel=frames)

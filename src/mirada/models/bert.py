@@ -5,15 +5,16 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor, nn
 
 from mirada.core.attention import Attention
 from mirada.core.block import Block, Residual, Stack
 from mirada.core.context import Ctx, Inputs
 from mirada.core.embed import Tokens
-from mirada.core.heads import Classifier, LMHead, Pooled, Pooler, Span, TokenClassifier, label, token
+from mirada.core.heads import Classifier, LMHead, Pooled, Pooler, Span, TokenClassifier, Transform
 from mirada.core.init import normal
-from mirada.core.mlp import ACTIVATIONS, LEARNED, MLP, activation
+from mirada.core.mlp import ACTIVATIONS, LEARNED, MLP
 from mirada.core.norm import LayerNorm
 from mirada.core.position import Learned
 from mirada.weights.config import ANY, key, size
@@ -46,47 +47,23 @@ def build(c: Config) -> Stack:
     return Stack(embed, blocks)
 
 
-class Transform(nn.Module):
-    """norm(act(dense(x))), before the vocabulary. out: another width than d."""
-
-    def __init__(self, d: int, act: str, eps: float, out: int | None = None):
-        super().__init__()
-        self.dense, self.act = nn.Linear(d, out or d), activation(act)
-        self.norm = LayerNorm(out or d, eps)
-
-    def forward(self, x: Tensor) -> Tensor:
-        return self.norm(self.act(self.dense(x)))
-
-
-class NextSentence(nn.Module):
-    """Does the second segment follow the first: logits (B, 2), label 0 where it does."""
-
-    loss = staticmethod(label)
-
-    def __init__(self, d: int):
-        super().__init__()
-        self.pool, self.follows = Pooler(d, nn.Tanh()), nn.Linear(d, 2)
-
-    def forward(self, x: Tensor, inputs: Inputs, ctx: Ctx) -> dict[str, Tensor]:
-        return {"logits": self.follows(self.pool(x, inputs, ctx))}
-
-
 class PreTraining(LMHead):
     """Both of BERT's objectives: prediction_logits (B, T, V), seq_relationship_logits (B, 2)."""
 
     def __init__(self, d: int, vocab: int, **options):
         super().__init__(d, vocab, **options)
-        self.pool, self.follows, self.loss = Pooler(d, nn.Tanh()), nn.Linear(d, 2), both
+        self.pool, self.score, self.loss = Pooler(d, nn.Tanh()), nn.Linear(d, 2), both
 
     def forward(self, x: Tensor, inputs: Inputs, ctx: Ctx) -> dict[str, Tensor]:
         return {"prediction_logits": super().forward(x, inputs, ctx)["logits"],
-                "seq_relationship_logits": self.follows(self.pool(x, inputs, ctx))}
+                "seq_relationship_logits": self.score(self.pool(x, inputs, ctx))}
 
 
 def both(outputs: dict, labels: Tensor, next_sentence_label: Tensor) -> Tensor:
     """The masked words' loss, labels (B, T), and the pair's, next_sentence_label (B,), added."""
-    words = token({"logits": outputs["prediction_logits"]}, labels)
-    return words + label({"logits": outputs["seq_relationship_logits"]}, next_sentence_label)
+    words, pair = outputs["prediction_logits"], outputs["seq_relationship_logits"]
+    return (F.cross_entropy(words.flatten(0, 1), labels.flatten())
+            + F.cross_entropy(pair, next_sentence_label.flatten()))
 
 
 def masked(c: Config, body: Stack, head=LMHead) -> LMHead:
@@ -98,7 +75,7 @@ def masked(c: Config, body: Stack, head=LMHead) -> LMHead:
 HEADS = {
     "BertForMaskedLM": masked,
     "BertForPreTraining": lambda c, body: masked(c, body, PreTraining),
-    "BertForNextSentencePrediction": lambda c, body: NextSentence(c.d),
+    "BertForNextSentencePrediction": lambda c, body: Classifier(c.d, 2, Pooler(c.d, nn.Tanh())),
     "BertModel": lambda c, body: Pooled(Pooler(c.d, nn.Tanh())),
     "BertForSequenceClassification": lambda c, body: Classifier(
         c.d, c.labels, Pooler(c.d, nn.Tanh())),
@@ -143,18 +120,21 @@ def old(tied: bool) -> tuple[tuple[str, str], ...]:
     return (("LayerNorm.gamma", "LayerNorm.weight"), ("LayerNorm.beta", "LayerNorm.bias"), *bias)
 
 
-def weights(c: Config) -> Weights:
+def weights(c: Config, score: str = "classifier") -> Weights:
     return Weights([
         *trunk("bert."), *words(c.tied),
         ("bert.pooler.dense.{p}", "head.pool.dense.{p}"),
-        ("cls.seq_relationship.{p}", "head.follows.{p}"),
-        ("classifier.{p}", "head.score.{p}"),
+        (score + ".{p}", "head.score.{p}"),
         ("classifier.{p}", "head.tag.{p}"),
         ("qa_outputs.{p}", "head.span.{p}"),
     ], prefix="bert.", renames=old(c.tied),
         derived={"bert.embeddings.position_ids": lambda name: torch.arange(c.context)[None]},
         carried=("bert.pooler.dense.{p}", "cls.seq_relationship.{p}", "cls.predictions.{p}",
                  "cls.predictions.{a}.{p}", "cls.predictions.{a}.{b}.{p}"))
+
+
+MAPS = dict.fromkeys(("BertForPreTraining", "BertForNextSentencePrediction"),
+                     lambda c: weights(c, "cls.seq_relationship"))
 
 
 def init(model, c: Config) -> None:
