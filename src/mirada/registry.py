@@ -78,13 +78,20 @@ def build(name: str, size: str | None = None, *, architecture: str | None = None
     model = assemble(fam, config, architecture or next(iter(fam.HEADS)))
     if torch.device(device).type == "meta":
         return model.to(dtype) if dtype else model
-    model = model.to_empty(device=device).to(dtype or torch.get_default_dtype())
+    allocate(model, device)
+    model.to(dtype or torch.get_default_dtype())
     with torch.random.fork_rng(enabled=seed is not None):
         if seed is not None:
             torch.manual_seed(seed)
         initialisers.reset(model)
         fam.init(model, config)
     return model
+
+
+def allocate(model: Model, device) -> None:
+    """Memory for a model that was built without. (nn.Module.to_empty would part shared tensors.)"""
+    for places in _places(model).values():
+        _put(places, torch.empty_like(places[0][2], device=device))
 
 
 def load(source, *, dtype=None, device="cpu", ignore=(), architecture: str | None = None,
@@ -324,7 +331,9 @@ def tokenizer(model: Model):
     if path.is_dir():
         return Tokenizer.from_folder(path)
     from mirada.weights.gguf import GGUF as Reader
-    return Tokenizer.from_gguf(Reader(path).metadata)
+    with Reader(path) as reader:  # a file may hold a model alone
+        known = "tokenizer.ggml.model" in reader.metadata
+        return Tokenizer.from_gguf(reader.metadata) if known else None
 
 
 def _load_gguf(path: Path, dtype, device, ignore) -> Model:

@@ -22,14 +22,15 @@ from mirada.errors import MiradaError, UntrustedInputError
 from mirada.text import Tokenizer, chat, guard, readers, spm
 from text import vocabularies as v
 
-SECONDS = 4.0  # 2 s is the promise; the machine may be doing other things too
+SECONDS = 4.0  # of processor time, as the machine may be doing other things too
 
 
 @pytest.fixture(autouse=True)
-def _in_time():
-    begin = time.monotonic()
+def _in_time(request):
+    begin = time.process_time()
     yield
-    assert time.monotonic() - begin < SECONDS
+    slow = request.node.get_closest_marker("slow")
+    assert slow or time.process_time() - begin < SECONDS
 
 
 def spec(**changes) -> dict:
@@ -88,7 +89,9 @@ DESCRIPTIONS = {
         lambda: spec(model__continuing_subword_prefix="aaaaaaaa", model__merges=["a b"]),
         "outside the vocabulary"),
     "55 (a+)+$": (lambda: spec(pre_tokenizer=split("(a+)+$")), "on hard texts it"),
-    "55 (x+x+)+y": (lambda: spec(pre_tokenizer=split(r"(\s*\s*)*!")), "on hard texts it"),
+    "55 (x+x+)+y": (lambda: spec(pre_tokenizer=split(r"(\w+\w+)+%")), "on hard texts it"),
+    "55 of one letter": (lambda: spec(pre_tokenizer=split("(q+)+$")), "on hard texts it"),
+    "55 quadratic": (lambda: spec(pre_tokenizer=split(r"\s+$|(.*.*.*)%")), "on hard texts it"),
     "55 regex in Replace": (lambda: spec(normalizer=replace("(a|a)*$", "", "Regex")), "on hard"),
     "55 regex that does not parse": (lambda: spec(pre_tokenizer=split("((")), "on hard texts it"),
     "56 12 Replace x10": (
@@ -156,16 +159,26 @@ DESCRIPTIONS = {
 
 
 @pytest.mark.parametrize("name", DESCRIPTIONS)
-def test_descriptions(tmp_path, name):
+def test_descriptions(name):
     make, says = DESCRIPTIONS[name]
-    v.folder(tmp_path, {"tokenizer.json": make()})
-    with pytest.raises(UntrustedInputError, match=says if "nan" not in name else "."):
-        try:
-            Tokenizer.from_folder(tmp_path)
-        except UntrustedInputError as error:
-            if "score that is none" in name:  # NaN is refused by the JSON reader before
-                raise UntrustedInputError("x", "y", "[token, score]") from error
-            raise
+    with pytest.raises(UntrustedInputError, match=says):
+        Tokenizer(make())
+
+
+@pytest.mark.parametrize("value", [5, [], {}, {"model": 1}, {"model": {"vocab": 3}},
+                                   {"model": {"vocab": {}}, "added_tokens": [1]},
+                                   {"model": {"vocab": {}}, "added_tokens": {"a": 1}}])
+def test_58_files_of_another_kind(tmp_path, value):
+    v.folder(tmp_path, {"tokenizer.json": value, "special_tokens_map.json": {"bos_token": "a"}})
+    with pytest.raises(UntrustedInputError):
+        Tokenizer.from_folder(tmp_path)
+
+
+def test_56_a_character_map_that_points_outside_itself():
+    """Its trie is walked when a text comes; the library's panic is our error."""
+    ours = Tokenizer(spec(normalizer=charsmap(b"a")))
+    with pytest.raises(UntrustedInputError, match="encode: the tokenizers library fails"):
+        ours.encode("a")
 
 
 def test_the_good_ones_pass(tmp_path):
@@ -231,9 +244,93 @@ def test_57_configs(tmp_path, name):
 
 
 def test_57_end_ids_out_of_range(tmp_path):
-    v.folder(tmp_path, {"tokenizer.json": spec(), "generation_config.json": {"eos_token_id": 10**9}})
+    ends = {"eos_token_id": 10**9}
+    v.folder(tmp_path, {"tokenizer.json": spec(), "generation_config.json": ends})
     with pytest.raises(UntrustedInputError, match="eos_token_id"):
         Tokenizer.from_folder(tmp_path)
+
+
+JUNK = [None, True, -1, 5, 2**40, 0.5, "", "x", "\x00" * 300, [], [1], ["x"], [None], [[]], {},
+        {"x": 1}, {"type": "x"}, {"type": []}, {"content": 1}, {"5": "x"}]
+CONFIG_KEYS = [
+    "tokenizer_class", "bos_token", "eos_token", "added_tokens_decoder", "model_max_length",
+    "additional_special_tokens", "extra_special_tokens", "model_input_names", "padding_side",
+    "truncation_side", "chat_template", "add_bos_token", "add_eos_token", "do_lower_case",
+    "strip_accents", "tokenize_chinese_chars", "add_prefix_space", "legacy", "extra_ids",
+]
+
+
+def only_ours(make) -> None:
+    """`make` gives a tokenizer that encodes, or raises one of our errors, never another."""
+    try:
+        make().encode("the cat é", "b")
+    except MiradaError as error:
+        assert str(error)
+
+
+@pytest.mark.parametrize("form", ["json", "vocab.txt", "bpe", "spm"])
+def test_57_any_config(tmp_path, form):
+    if form == "json":
+        model = {"type": "WordLevel", "vocab": {"a": 0}, "unk_token": "a"}
+        files = {"tokenizer.json": {"model": model}}
+    elif form == "vocab.txt":
+        files = {"vocab.txt": "[PAD]\n[UNK]\n[CLS]\n[SEP]\na\n"}
+    elif form == "bpe":
+        files = {"vocab.json": {"a": 0, "b": 1, "ab": 2}, "merges.txt": "a b\n"}
+    else:
+        files = {"tokenizer.model": ABC}
+    v.folder(tmp_path, files)
+    for key in CONFIG_KEYS:
+        for value in JUNK:
+            v.folder(tmp_path, {"tokenizer_config.json": {key: value}})
+            only_ours(lambda: Tokenizer.from_folder(tmp_path))
+    v.folder(tmp_path, {"tokenizer_config.json": {}})
+    for name in ("special_tokens_map.json", "added_tokens.json", "generation_config.json"):
+        for value in JUNK:
+            v.folder(tmp_path, {name: {"bos_token": value, "eos_token_id": value}})
+            only_ours(lambda: Tokenizer.from_folder(tmp_path))
+            (tmp_path / name).unlink()
+
+
+def places(node, path=()):
+    """The paths to every value in nested JSON."""
+    pairs = node.items() if isinstance(node, dict) else enumerate(node)
+    for key, value in list(pairs):
+        yield (*path, key)
+        if isinstance(value, dict | list):
+            yield from places(value, (*path, key))
+
+
+def test_58_any_description():
+    """Junk in every place of a description that uses every part."""
+    pattern = {"String": "a"}
+    good = {
+        "model": {"type": "BPE", "vocab": {"a": 0, "b": 1, "ab": 2}, "merges": [["a", "b"]],
+                  "unk_token": "a", "continuing_subword_prefix": "", "dropout": None},
+        "added_tokens": [{"id": 3, "content": "<x>", "special": True}],
+        "normalizer": {"type": "Sequence", "normalizers": [
+            {"type": "Replace", "pattern": pattern, "content": "b"},
+            {"type": "Prepend", "prepend": "a"},
+            {"type": "BertNormalizer", "clean_text": True, "handle_chinese_chars": True,
+             "strip_accents": None, "lowercase": True}]},
+        "pre_tokenizer": {"type": "Sequence", "pretokenizers": [
+            {"type": "Split", "pattern": pattern, "behavior": "Isolated", "invert": False},
+            {"type": "Metaspace", "replacement": "▁", "prepend_scheme": "always", "split": True}]},
+        "post_processor": readers.template(
+            {"model": {"vocab": {"a": 0}}, "added_tokens": []}, "a:0 $A:0", "a:0 $A:0 $B:1"),
+        "decoder": {"type": "Sequence", "decoders": [
+            {"type": "Replace", "pattern": pattern, "content": " "}, {"type": "Fuse"},
+            {"type": "Strip", "content": " ", "start": 1, "stop": 0}]},
+    }
+    assert Tokenizer(good).encode("ab").ids
+    for path in list(places(good)):
+        for value in JUNK:
+            changed = copy.deepcopy(good)
+            node = changed
+            for key in path[:-1]:
+                node = node[key]
+            node[path[-1]] = value
+            only_ours(lambda changed=changed: Tokenizer(changed))
 
 
 # GGUF
@@ -289,6 +386,17 @@ def test_gguf_metadata(name):
         Tokenizer.from_gguf(make())
 
 
+@pytest.mark.parametrize("kind", ["llama", "gpt2", "bert", "t5"])
+def test_any_metadata(kind):
+    extra = {"pre": "gpt-2", "merges": ["a b"], "add_bos_token": True, "add_eos_token": True,
+             "add_space_prefix": True, "precompiled_charsmap": None, "unknown_token_id": 0}
+    for key in (*gguf(model=kind, **extra), "tokenizer.ggml.precompiled_charsmap",
+                "tokenizer.chat_template", "tokenizer.ggml.eot_token_id"):
+        for value in JUNK:
+            made = {**gguf(model=kind, **extra), key: value}
+            only_ours(lambda made=made: Tokenizer.from_gguf(made))
+
+
 def test_the_good_metadata_passes():
     ours = Tokenizer.from_gguf(gguf())
     assert ours.encode("ab").tokens[:2] == ["<s>", "▁"] and ours.decode([3 + 0x41]) == "A"
@@ -302,6 +410,7 @@ def piece(text: bytes = b"a", kind: int = 1) -> bytes:
     return b"\x0a" + bytes([len(body)]) + body
 
 
+ABC = piece(b"a") + piece(b"b") + piece(b"c")
 MODELS = {
     "60 empty": (b"", "holds no pieces"),
     "60 truncated": (piece()[:-3], "ends in the middle"),
@@ -313,8 +422,8 @@ MODELS = {
     "60 piece that is a number": (b"\x08\x01", "a number stands where bytes belong"),
     "60 text that is no UTF-8": (piece(b"\xff\xfe"), "utf-8"),
     "60 unknown type of piece": (piece(kind=99), "unknown type"),
-    "60 byte piece that is none": (piece(b"<0xZZ>", 6), "must be <0x00> to <0xFF>"),
-    "60 piece twice": (piece() + piece(), "twice"),
+    "60 byte piece that is none": (ABC + piece(b"<0xZZ>", 6), "must be <0x00> to <0xFF>"),
+    "60 piece twice": (ABC + piece(), "twice"),
     "60 length of a score": (b"\x0a\x04\x12\x02\x00\x00", "unpack"),
     "60 id out of range": (piece() + b"\x12\x04\xc8\x02\xff\x7f", "must be below"),
     "60 model type 9": (piece() + b"\x12\x02\x18\x09", "only unigram and BPE"),
@@ -372,9 +481,9 @@ def seconds(tokenizer: Tokenizer, text: str) -> float:
     """The least of three runs: what else the machine does only adds."""
     runs = []
     for _ in range(3):
-        begin = time.perf_counter()
+        begin = time.process_time()
         tokenizer.encode(text)
-        runs.append(time.perf_counter() - begin)
+        runs.append(time.process_time() - begin)
     return min(runs)
 
 
@@ -386,11 +495,9 @@ def test_59_long_runs_cost_linear_time(tokenizer, unit):
 
 
 @pytest.mark.slow
-def test_59_ten_megabytes(tokenizer, monkeypatch):
-    monkeypatch.setitem(globals(), "SECONDS", 30)
-    begin = time.perf_counter()
-    tokenizer.encode("a" * 10_000_000)
-    assert time.perf_counter() - begin < 20
+def test_59_ten_megabytes(tokenizer):
+    """Ten times the text takes about ten times as long, not a hundred times."""
+    assert seconds(tokenizer, "a" * 10_000_000) < 25 * seconds(tokenizer, "a" * 1_000_000)
 
 
 def test_59_marks_on_one_letter(tokenizer):

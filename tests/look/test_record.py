@@ -78,10 +78,8 @@ def test_a_cached_generation_is_one_aligned_matrix(gpt, kind):
 
 @pytest.mark.parametrize("kind", ["growing", "rolling"])
 def test_windows_and_groups(kind):
-    try:
-        m = mirada.build("llama", size="tiny", seed=1, dtype=torch.float64, window=4)
-    except MiradaError:
-        pytest.fail("LLaMA is missing")
+    m = mirada.build("llama", size="tiny", seed=1, dtype=torch.float64, window=4,
+                     architecture="MistralForCausalLM")
     tokens = torch.randint(3, m.config.vocab, (1, 10))
     with m.record() as tape:
         m(input_ids=tokens)
@@ -92,6 +90,22 @@ def test_windows_and_groups(kind):
         for a, b in ((0, 5), (5, 6), (6, 7), (7, 10)):
             m(input_ids=tokens[:, a:b], cache=cache)
     assert (tape.pattern(0) - whole).abs().max() < 1e-12
+
+
+@pytest.mark.parametrize("stack", ["encoder", "decoder", "cross"])
+def test_an_encoder_decoder_has_three_stacks(stack):
+    m = mirada.build("t5", size="tiny", seed=2, dtype=torch.float64)
+    source, target = ids(2, 9), ids(2, 6)
+    with m.record() as tape:
+        m(input_ids=source, decoder_input_ids=target)
+    whole = tape.pattern(1, stack=stack)
+    assert tape.stacks == ["encoder", "decoder", "cross"]
+    assert whole.shape == (2, 4, *dict(encoder=(9, 9), decoder=(6, 6), cross=(6, 9))[stack])
+    with m.record() as tape:
+        memory, cache = m.encode(source), m.new_cache()
+        for a, b in ((0, 1), (1, 4), (4, 5), (5, 6)):
+            m(encoder_outputs=memory, decoder_input_ids=target[:, a:b], cache=cache)
+    assert (tape.pattern(1, stack=stack) - whole).abs().max() < 1e-12
 
 
 def test_each_pass_is_a_run(gpt):

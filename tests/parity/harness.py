@@ -203,7 +203,9 @@ def fresh(pair: Pair, tmp_path: Path) -> None:
     """A model that mirada built and saved is read by the reference, which answers the same."""
     fam = registry.family(pair.ours.family)
     model = registry.assemble(fam, pair.ours.config, pair.row.architecture)
-    model = model.to_empty(device="cpu").double().eval()
+    registry.allocate(model, "cpu")
+    model.double().eval()
+    assert model.state().keys() == pair.ours.state().keys()
     registry.initialisers.reset(model)
     torch.manual_seed(5)
     fam.init(model, model.config)

@@ -1,21 +1,19 @@
 """LLaMA and Mistral against the reference."""
 
-import copy
 import json
-import math
 from functools import partial
 from types import SimpleNamespace
 
 import pytest
 import torch
 import transformers
-from parity.harness import Row, pair, table, tokens, wide
 from transformers.modeling_rope_utils import ROPE_INIT_FUNCTIONS
 
 import mirada
 from mirada import registry
 from mirada.core.position import Rotary
 from mirada.models import rope
+from parity.harness import Row, pair, table, tokens, wide
 
 TINY = dict(vocab_size=61, hidden_size=24, intermediate_size=20, num_hidden_layers=2,
             num_attention_heads=4, num_key_value_heads=2, max_position_embeddings=32,
@@ -185,17 +183,35 @@ def test_published_parameter_counts(size, count):
 
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
 def test_casting_rounds_no_angle(dtype):
-    """The trap: a table of frequencies that is cast with the weights is 3 radians off at 1,000."""
-    model = mirada.build("llama:tiny", dtype=torch.float32)
-    there, back = copy.deepcopy(model).to(dtype), copy.deepcopy(model).to(dtype).float()
-    far = torch.arange(200_000, 200_064)[None]
-    exact = far[0].double()[:, None] * 1e4 ** (-torch.arange(0, 16, 2).double() / 16)
-    for cast, bar in ((there, 0.6 * torch.finfo(dtype).eps), (back, 0.02)):
-        rotary = next(m for m in cast.modules() if isinstance(m, Rotary))
-        cos, _ = rotary.table(far, next(cast.parameters()).dtype)
-        assert (cos[0, 0].double() - exact.cos()).abs().max() < bar + 200_000 * 2**-24 * 2
-    wide_model = copy.deepcopy(model).to(dtype).double()
-    rotary = next(m for m in wide_model.modules() if isinstance(m, Rotary))
-    cos, _ = rotary.table(far, torch.float64)
-    assert (cos[0, 0] - exact.cos()).abs().max() < 1e-9
-    assert math.isclose(rotary.base, 1e4)
+    """The trap: frequencies that are cast with the weights are radians off at position 2,000."""
+    model = mirada.build("llama:tiny").to(dtype)
+    positions = torch.arange(2000, 2064)[None]
+    freqs = 1e4 ** (-torch.arange(0, 16, 2).double() / 16)
+    exact = (positions[0].double()[:, None] * freqs).cos()
+    assert ((positions[0][:, None] * freqs.to(dtype).double()).cos() - exact).abs().max() > 0.1
+    rounding = torch.finfo(dtype).eps / 2
+    for to, bar in ((dtype, rounding + 4e-4), (torch.float32, 4e-4), (torch.float64, 1e-10)):
+        rotary = next(m for m in model.to(to).modules() if isinstance(m, Rotary))
+        q = torch.eye(16, dtype=to).expand(1, 1, 16, 16)
+        cos, _ = rotary.table(positions, to)
+        assert (cos[0, 0].double() - exact).abs().max() < bar
+        turned, _ = rotary(q[:, :, :1].expand(1, 1, 64, 16), q[:, :, :1], positions[:, :64])
+        assert turned.dtype == to and (turned[0, 0, :, 0].double() - exact[:, 0]).abs().max() < bar
+
+
+@pytest.mark.scope("1.6.14")
+def test_mistral_rolls():
+    """Token by token, caches of window - 1 keys, far past the window: the reference's logits."""
+    both = pair(next(r for r in ROWS if r.architecture == "MistralForCausalLM" and not r.name))
+    ids = torch.randint(3, 61, (2, 24))
+    with wide():
+        theirs = both.theirs(ids).logits
+    cache = both.ours.new_cache("rolling")
+    for t in range(24):
+        ours = both.ours(ids[:, t : t + 1], cache=cache).logits[:, 0]
+        assert (ours - theirs[:, t]).abs().max() < 1e-10
+        assert all(c.held <= 2 for c in cache.each()), "the window is 3: two keys and the new one"
+    near = ids.clone()
+    near[:, 4] = near[:, 4] % 57 + 3
+    changed = (both.ours(near).logits != both.ours(ids).logits).any(-1)[0]
+    assert changed[4:9].all() and not changed[9:].any() and not changed[:4].any()  # two layers

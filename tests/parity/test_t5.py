@@ -1,16 +1,19 @@
 """T5, T5 v1.1 and mT5 against the reference."""
 
+import json
 from pathlib import Path
 
 import pytest
 import torch
 import transformers
-from parity.harness import BAR, Row, shake, source_and_target, table, tokens, wide
 from safetensors.torch import load_file, save_file
 
 import mirada
 from mirada import registry
 from mirada.errors import MiradaError
+from mirada.models.t5 import INERT, Config
+from mirada.weights import config as configs
+from parity.harness import BAR, Row, shake, source_and_target, table, tokens, wide
 
 TINY = dict(vocab_size=61, d_model=24, d_kv=6, d_ff=40, num_layers=2, num_heads=4, pad_token_id=0,
             decoder_start_token_id=0, relative_attention_num_buckets=8,
@@ -201,3 +204,48 @@ def test_a_built_model_begins_as_wide_as_the_references():
         assert got[name].std().item() == pytest.approx(std, rel=0.06), name
     table = "encoder.block.0.layer.0.SelfAttention.relative_attention_bias.weight"
     assert got[table].std().item() == pytest.approx(64**-0.5, rel=0.25)
+
+
+@pytest.mark.parametrize("search", [{}, dict(num_beams=3)])
+def test_generation_is_the_references(small, search):
+    theirs, ours, _ = small
+    ids = torch.randint(3, 61, (2, 9))
+    mask = torch.ones_like(ids)
+    mask[0, :3] = 0
+    options = dict(attention_mask=mask, max_new_tokens=8, do_sample=False, **search)
+    with wide():
+        wanted = theirs.generate(ids, **options)
+    assert torch.equal(ours.generate(ids, **options), wanted)
+
+
+@pytest.mark.parametrize("change, field", [
+    ({"feed_forward_proj": "gated-gelu-new"}, "dense_act_fn"), ({"is_decoder": True}, "is_decoder"),
+    ({"relative_attention_num_buckets": 2}, "num_buckets"),
+    ({"num_decoder_layers": 2000}, "2000 layers"),
+    ({"relative_attention_max_distance": 2}, "share up to 2")])
+def test_a_config_that_cannot_be_is_refused_by_name(small, tmp_path, change, field):
+    _, _, folder = small
+    raw = json.loads((folder / "config.json").read_text())
+    if "feed_forward_proj" in change:  # as files were before its derived keys stood beside it
+        del raw["dense_act_fn"], raw["is_gated_act"]
+    bad = _folder(tmp_path / "bad", folder, load_file(folder / "model.safetensors"))
+    (bad / "config.json").write_text(json.dumps(raw | change))
+    with pytest.raises(MiradaError, match=field):
+        mirada.load(bad)
+
+
+@pytest.mark.parametrize("form", ["relu", "gated-gelu", "gated-silu", "gelu", "gelu_new"])
+@pytest.mark.parametrize("model_type, tied", [("t5", True), ("t5", False), ("mt5", False)])
+def test_a_file_of_any_age_means_what_the_reference_reads(form, model_type, tied):
+    """Keys of the first files, and those that we write."""
+    cls = transformers.T5Config if model_type == "t5" else transformers.MT5Config
+    raw = dict(vocab_size=61, d_model=24, d_kv=6, d_ff=40, num_layers=2, num_heads=4,
+               feed_forward_proj=form, tie_word_embeddings=tied, model_type=model_type)
+    theirs = cls.from_dict(raw)
+    ours = configs.read(Config, raw, "config.json", inert=INERT).config
+    for c in (ours, configs.read(Config, configs.write(ours, raw), "again", inert=INERT).config):
+        assert (c.act, c.gated) == (theirs.dense_act_fn, theirs.is_gated_act)
+        assert c.scaled == getattr(theirs, "scale_decoder_outputs", False)
+    back = cls.from_dict(configs.write(ours, raw))
+    assert (back.dense_act_fn, back.is_gated_act) == (theirs.dense_act_fn, theirs.is_gated_act)
+    assert back.feed_forward_proj == form and back.num_decoder_layers == 2

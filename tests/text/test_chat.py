@@ -245,8 +245,8 @@ def test_a_fork_gets_its_own_child():
     assert chat.render("z", {"messages": []}, "m") == "z" and chat._child[1].pid == mine
 
 
-def test_the_child_knows_no_secrets_of_ours(monkeypatch):
-    """Isolated: no environment of Python's, and nothing but jinja2's folders on its path."""
+def test_the_child_is_isolated():
+    """Nothing of Python's environment, and nothing but jinja2's folders on its path."""
     from mirada.text import child
 
     command = child.command("sandbox.py", "jinja2", "markupsafe")

@@ -10,6 +10,7 @@ import math
 from dataclasses import dataclass
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor, nn
 
 from mirada.errors import MiradaError
@@ -37,7 +38,8 @@ class Bias:
         T, S = q.shape[2], k.shape[2]
         if not self.of.fixed:
             return self.rows(q, k, 0, T)
-        memo, key = self.mask.memo, (id(self.of), T, S, q.dtype, id(self.mask.slots))
+        memo, where = self.mask.memo, (id(self.mask.start), id(self.mask.slots))
+        key = (id(self.of), T, S, q.dtype, *where)
         if key not in memo:
             memo[key] = (self.rows(q, k, 0, T), self.mask)
         return memo[key][0]
@@ -83,8 +85,8 @@ class Buckets(ScoreBias):
         super().__init__()
         near = buckets // (4 if both_ways else 2)
         if near < 1 or farthest <= near:
-            raise MiradaError(f"{buckets} buckets give the nearest {near} distances one each and the "
-                              f"others share up to {farthest}: that must lie farther")
+            raise MiradaError(f"{buckets} buckets give the nearest {near} distances one each, and "
+                              f"the others share up to {farthest}: that must lie farther")
         self.table = nn.Embedding(buckets, heads)
         self.buckets, self.farthest, self.both_ways = buckets, farthest, both_ways
 
@@ -122,45 +124,69 @@ class Window2D(ScoreBias):
         return self.table[index[:, 0]].permute(0, 3, 1, 2)  # (b, H, R, S)
 
 
-class Disentangled(ScoreBias):
-    """Content-to-position and position-to-content terms (He et al., DeBERTa, 2006.03654, eq. 4).
+class Places(nn.Embedding):
+    """A vector of width D for each of `count` relative positions, normed or not."""
 
-    table: module giving (2 * span, D) position vectors, shared by the layers.
-    key, query: projections of them, or None where that term is off; share the attention's own
-    by passing them. scale: the attention's. buckets: 0, or log buckets up to `farthest`.
+    def __init__(self, count: int, d: int, norm: nn.Module | None = None):
+        super().__init__(count, d)
+        self.norm = norm or nn.Identity()
+
+    def forward(self) -> Tensor:
+        return self.norm(self.weight)  # (count, D)
+
+
+class Disentangled(ScoreBias):
+    """Content-to-position and position-to-content terms (He et al., 2006.03654, eq. 4).
+
+    table: Places, one for each distance query - key from -span to span - 1 (farther ones share the
+    last), shared by the layers. key, query: projections of them, or None where that term is off;
+    pass the attention's own to share them. scale: the attention's. buckets: 0, or how many the
+    distances up to `farthest` fall into, half of them by logarithm (2111.09543).
+    differs: the paper's third term takes delta(j, i); its authors' code, and this, delta(i, j).
+    Memory: B * H * T numbers a term for each place that a text reaches, at most 2 span.
     """
 
     fixed = False
 
-    def __init__(self, table: nn.Module, heads: int, span: int, scale: float, *, key=None,
-                 query=None, buckets=0, farthest=0):
+    def __init__(self, table: Places, heads: int, scale: float, *, key=None, query=None,
+                 buckets=0, farthest=0):
         super().__init__()
+        near = buckets // 2
+        if buckets and not 1 <= near < farthest - 1:
+            raise MiradaError(f"{buckets} buckets give the nearest {near} distances one each, and "
+                              f"the others share up to {farthest}: that must lie farther")
         self.table, self.key, self.query = table, key, query
-        self.heads, self.span, self.scale = heads, span, scale
+        self.heads, self.span, self.scale = heads, table.num_embeddings // 2, scale
         self.buckets, self.farthest = buckets, farthest
 
     def index(self, qi: Tensor, ki: Tensor) -> Tensor:
-        """Row of the table for each pair: (1 or B, 1, R, S)."""
+        """Row of the table for each pair, delta(i, j): (1 or B, 1, R, S)."""
         distance = -_distance(qi, ki)  # query minus key
-        if self.buckets > 0:
-            middle = self.buckets // 2
-            size = distance.abs().clamp(min=middle - 1)
-            size = torch.where(distance.abs() < middle, middle - 1, size)
-            log = (size / middle).log() / math.log((self.farthest - 1) / middle)
-            far = (log * (middle - 1)).ceil() + middle
-            distance = torch.where(size <= middle, distance, (far * distance.sign()).long())
+        if self.buckets:
+            near, size = self.buckets // 2, distance.abs()
+            log = (size.clamp(min=near).float() / near).log() / math.log((self.farthest - 1) / near)
+            far = ((log * (near - 1)).ceil().long() + near) * distance.sign()
+            distance = torch.where(size < near, distance, far)
         return (distance + self.span).clamp(0, 2 * self.span - 1)
 
     def rows(self, q: Tensor, k: Tensor, qi: Tensor, ki: Tensor) -> Tensor:
-        index, where, total = self.index(qi, ki), self.table(), q.new_zeros(())
-        index = index.expand(q.shape[0], self.heads, -1, -1)
+        where, index = _reached(self.table(), self.index(qi, ki))
+        index, total = index.expand(len(q), self.heads, -1, -1), q.new_zeros(())
         if self.key is not None:
-            c2p = q @ split(self.key(where)[None], self.heads).transpose(2, 3)  # (B, H, R, 2 span)
+            c2p = q @ split(self.key(where)[None], self.heads).transpose(2, 3)  # (B, H, R, rows)
             total = total + c2p.gather(3, index)
         if self.query is not None:
-            p2c = k @ split(self.query(where)[None], self.heads).transpose(2, 3)
+            p2c = k @ split(self.query(where)[None], self.heads).transpose(2, 3)  # (B, H, S, rows)
             total = total + p2c.gather(3, index.transpose(2, 3)).transpose(2, 3)
         return total * self.scale
+
+
+def _reached(table: Tensor, index: Tensor) -> tuple[Tensor, Tensor]:  # speed
+    """The rows of a table that are read, and the index among those: a short text reads few."""
+    if index.device.type != "cpu":  # to ask would make the device wait
+        return table, index
+    low, high = int(index.min()), int(index.max())
+    return table[low : high + 1], index - low
 
 
 class Shaw(ScoreBias):
@@ -191,6 +217,7 @@ class ShawAttend(Attend):
 
     def forward(self, q, kv, *, scale, mask, bias=None, cap=None, sinks=None) -> Tensor:
         weights = self.weights(Call(q, kv, scale, mask, bias, cap, sinks))  # (B, H, T, S)
+        weights = F.dropout(weights, self.dropout, self.training)
         v = kv.dense()[1]
         index = _distance(mask.queries(q.shape[2], q.device), mask.keys(v.shape[2], v.device))
         index = (index.clamp(-self.clip, self.clip) + self.clip).expand(*q.shape[:2], -1, -1)

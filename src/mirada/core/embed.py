@@ -12,7 +12,7 @@ from .context import Ctx, Inputs
 
 
 class Tokens(nn.Module):
-    """norm(token * scale + position + type), (B, T, D).
+    """norm(token * scale + segment + position), (B, T, D).
 
     positions: a module of positions -> (.., T, D), or None. types: number of segment kinds, or 0.
     project: width D when the table is narrower (ALBERT's factorisation), else None.
@@ -23,7 +23,7 @@ class Tokens(nn.Module):
         super().__init__()
         self.token = nn.Embedding(vocab, d)
         self.position = positions
-        self.type = Segments(types, d) if types else None
+        self.segment = Segments(types, d) if types else None
         self.norm = norm or nn.Identity()
         self.project = nn.Identity() if project is None else nn.Linear(d, project)
         self.scale, self.dropout = scale, 0.0
@@ -31,8 +31,8 @@ class Tokens(nn.Module):
     def forward(self, inputs: Inputs, ctx: Ctx) -> Tensor:
         x = self.token(inputs.input_ids) if inputs.inputs_embeds is None else inputs.inputs_embeds
         x = x * self.scale
-        if self.type is not None:
-            x = x + self.type(inputs.token_type_ids)
+        if self.segment is not None:
+            x = x + self.segment(inputs.token_type_ids)
         if self.position is not None:
             x = x + self.position(ctx.positions, dtype=x.dtype)
         return self.project(F.dropout(self.norm(x), self.dropout, self.training))

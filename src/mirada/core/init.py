@@ -45,7 +45,8 @@ def scaled(model: nn.Module, factor: float = 1.0):
             module.weight.normal_(0, factor * module.in_features**-0.5)
             if module.bias is not None:
                 module.bias.zero_()
-        elif isinstance(module, nn.Embedding):
+    for module in model.modules():
+        if isinstance(module, nn.Embedding):  # last: a head that shares its table gets the table's
             module.weight.normal_(0, factor)
     for module in model.modules():
         if isinstance(module, Attention):

@@ -94,7 +94,7 @@ class Options:
                 raise MiradaError(f"eos_token_id is {self.eos_token_id!r}; it must be ids below "
                                   f"this model's vocabulary of {vocab}")
             return ids
-        named = list(_ids(model.origin.raw.get("eos_token_id")))
+        named = [*_ids(model.origin.raw.get("eos_token_id")), getattr(model.config, "eos", None)]
         named += sorted(model.tokenizer.eos_ids) if model.tokenizer is not None else []
         return tuple(dict.fromkeys(i for i in named if whole(0)(i) and i < vocab))
 

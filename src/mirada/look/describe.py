@@ -122,8 +122,8 @@ def _embedding(embed: nn.Module) -> dict[str, str]:
     if not isinstance(embed, Tokens):
         return {"input": type(embed).__name__}
     words = [f"{embed.token.num_embeddings:,} tokens of {embed.token.embedding_dim}"]
-    if embed.type is not None:
-        words.append(f"{embed.type.num_embeddings} segment kinds")
+    if embed.segment is not None:
+        words.append(f"{embed.segment.num_embeddings} segment kinds")
     if not isinstance(embed.norm, nn.Identity):
         words.append(f"{type(embed.norm).__name__} after the sum")
     if embed.scale != 1.0:

@@ -121,11 +121,16 @@ class Tape:
         runs = self.runs.setdefault(site, [])
         last = runs[-1][-1] if runs else None
         goes_on = last is not None and (
-            _first(taken) > 0 if taken.grows else not last.grows and last.k is taken.k)
+            _first(taken) > 0 if taken.grows else not last.grows and _same(last.k, taken.k))
         if goes_on:
             runs[-1].append(taken)
         else:
             runs.append([taken])
+
+
+def _same(a: Tensor, b: Tensor) -> bool:
+    """The same keys in the same place: what a cache of the source hands out at every step."""
+    return a.data_ptr() == b.data_ptr() and a.shape == b.shape
 
 
 def _weights(t: Taken, keys: Tensor, heads: list[int], r0: int, r1: int) -> Tensor:

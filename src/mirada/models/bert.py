@@ -38,13 +38,15 @@ class Config:
     labels: int = 2
 
 
+def block(c: Config, attention: Attention, kind=Block) -> Block:
+    return kind(attn=Residual(attention, out=LayerNorm(c.d, c.eps)),
+                mlp=Residual(MLP(c.d, c.hidden, c.act), out=LayerNorm(c.d, c.eps)))
+
+
 def build(c: Config) -> Stack:
     embed = Tokens(c.vocab, c.d, positions=Learned(c.context, c.d), types=c.types,
                    norm=LayerNorm(c.d, c.eps))
-    blocks = [Block(attn=Residual(Attention(c.d, c.heads, bias="qkvo"), out=LayerNorm(c.d, c.eps)),
-                    mlp=Residual(MLP(c.d, c.hidden, c.act), out=LayerNorm(c.d, c.eps)))
-              for _ in range(c.layers)]
-    return Stack(embed, blocks)
+    return Stack(embed, [block(c, Attention(c.d, c.heads, bias="qkvo")) for _ in range(c.layers)])
 
 
 class PreTraining(LMHead):
@@ -66,10 +68,10 @@ def both(outputs: dict, labels: Tensor, next_sentence_label: Tensor) -> Tensor:
             + F.cross_entropy(pair, next_sentence_label.flatten()))
 
 
-def masked(c: Config, body: Stack, head=LMHead) -> LMHead:
-    """A head that names the hidden words."""
-    return head(c.d, c.vocab, tied=body.embed.token.weight if c.tied else None, bias=True,
-                transform=Transform(c.d, c.act, c.eps), shift=False)
+def masked(c: Config, body: Stack, head=LMHead, width: int | None = None) -> LMHead:
+    """A head that names the hidden words. width: of the token table where it is not d."""
+    return head(width or c.d, c.vocab, tied=body.embed.token.weight if c.tied else None, bias=True,
+                transform=Transform(c.d, c.act, c.eps, width), shift=False)
 
 
 HEADS = {
@@ -90,15 +92,13 @@ def trunk(prefix: str, qkv: str = "(query|key|value)") -> list[tuple]:
     return [
         (prefix + "embeddings.word_embeddings.weight", "embed.token.weight"),
         (prefix + "embeddings.position_embeddings.weight", "embed.position.weight"),
-        (prefix + "embeddings.token_type_embeddings.weight", "embed.type.weight"),
+        (prefix + "embeddings.token_type_embeddings.weight", "embed.segment.weight"),
         (prefix + "embeddings.LayerNorm.{p}", "embed.norm.{p}"),
         (layer + "attention.self." + qkv + ".{p}", "blocks.{i}.attn.f.(q|k|v).{p}"),
-        (layer + "attention.output.dense.{p}", "blocks.{i}.attn.f.o.{p}"),
-        (layer + "attention.output.LayerNorm.{p}", "blocks.{i}.attn.out.{p}"),
-        (layer + "intermediate.dense.{p}", "blocks.{i}.mlp.f.up.{p}"),
         (layer + "intermediate.intermediate_act_fn.{p}", "blocks.{i}.mlp.f.act.{p}"),
-        (layer + "output.dense.{p}", "blocks.{i}.mlp.f.down.{p}"),
-        (layer + "output.LayerNorm.{p}", "blocks.{i}.mlp.out.{p}"),
+        (layer + "(attention.output|intermediate|output).dense.{p}",
+         "blocks.{i}.(attn.f.o|mlp.f.up|mlp.f.down).{p}"),
+        (layer + "(attention.output|output).LayerNorm.{p}", "blocks.{i}.(attn|mlp).out.{p}"),
     ]
 
 
@@ -114,10 +114,9 @@ def words(tied: bool) -> list[tuple]:
     ]
 
 
-def old(tied: bool) -> tuple[tuple[str, str], ...]:
-    """Older spellings."""
-    bias = (("predictions.decoder.bias", "predictions.bias"),) if tied else ()
-    return (("LayerNorm.gamma", "LayerNorm.weight"), ("LayerNorm.beta", "LayerNorm.bias"), *bias)
+UNREAD = ("cls.predictions.{p}", "cls.predictions.{a}.{p}", "cls.predictions.{a}.{b}.{p}")
+OLD = (("LayerNorm.gamma", "LayerNorm.weight"), ("LayerNorm.beta", "LayerNorm.bias"))
+TWICE = (("predictions.decoder.bias", "predictions.bias"),)
 
 
 def weights(c: Config, score: str = "classifier") -> Weights:
@@ -127,10 +126,9 @@ def weights(c: Config, score: str = "classifier") -> Weights:
         (score + ".{p}", "head.score.{p}"),
         ("classifier.{p}", "head.tag.{p}"),
         ("qa_outputs.{p}", "head.span.{p}"),
-    ], prefix="bert.", renames=old(c.tied),
+    ], prefix="bert.", renames=OLD + TWICE * c.tied,
         derived={"bert.embeddings.position_ids": lambda name: torch.arange(c.context)[None]},
-        carried=("bert.pooler.dense.{p}", "cls.seq_relationship.{p}", "cls.predictions.{p}",
-                 "cls.predictions.{a}.{p}", "cls.predictions.{a}.{b}.{p}"))
+        carried=("bert.pooler.dense.{p}", "cls.seq_relationship.{p}", *UNREAD))
 
 
 MAPS = dict.fromkeys(("BertForPreTraining", "BertForNextSentencePrediction"),
@@ -143,9 +141,9 @@ def init(model, c: Config) -> None:
 
 INERT = {"hidden_dropout_prob": ANY, "attention_probs_dropout_prob": ANY, "classifier_dropout": ANY,
          "position_embedding_type": "absolute", "is_decoder": False, "add_cross_attention": False,
-         "is_encoder_decoder": False, "directionality": ANY, "pooler_fc_size": ANY,
-         "pooler_num_attention_heads": ANY, "pooler_num_fc_layers": ANY,
-         "pooler_size_per_head": ANY, "pooler_type": ANY}  # the last six: no program reads them
+         "is_encoder_decoder": False, **dict.fromkeys((  # these no program reads
+             "directionality", "pooler_fc_size", "pooler_num_attention_heads",
+             "pooler_num_fc_layers", "pooler_size_per_head", "pooler_type"), ANY)}
 SIZES = {
     "base": Config(), "large": Config(d=1024, layers=24, heads=16, hidden=4096),
     "tiny": Config(vocab=1024, context=128, d=64, layers=2, heads=4, hidden=256),

@@ -52,21 +52,17 @@ class Config(rope.Rope):
         unsaid = {"num_key_value_heads": 8, "sliding_window": 4096}
         return rope.flat(unsaid | raw if raw.get("model_type") == "mistral" else raw)
 
-    @staticmethod
-    def restore(ours: dict) -> dict:
-        return rope.nested(ours)
+    restore = staticmethod(rope.nested)
 
 
-def build(c: Config, mask=Mask(causal=True)) -> Stack:
-    if c.window and not mask.window:
-        raise MiradaError("sliding_window: only Mistral's heads look through one; name one with "
-                          "architecture=, as 'MistralForCausalLM'")
+def stack(c: Config) -> Stack:
     K = c.head_dim or c.d // c.heads
     rotary = Rotary(K, c.rope_base, scaling=rope.scaling(c, K, c.context))
 
     def attention() -> Attention:
-        return Attention(c.d, c.heads, kv_heads=c.kv_heads, head_dim=K, rotary=rotary, mask=mask,
-                         bias="qkvo" if c.attention_bias else "")
+        return Attention(c.d, c.heads, kv_heads=c.kv_heads, head_dim=K, rotary=rotary,
+                         bias="qkvo" if c.attention_bias else "",
+                         mask=Mask(causal=True, window=c.window))
 
     def mlp() -> MLP:
         return MLP(c.d, c.hidden, c.act, gated=True, bias=c.mlp_bias)
@@ -79,10 +75,17 @@ def build(c: Config, mask=Mask(causal=True)) -> Stack:
     return Stack(Tokens(c.vocab, c.d), blocks, norm())
 
 
-def windowed(c: Config) -> Stack:
+def build(c: Config) -> Stack:
+    if c.window:  # LLaMA's files have no such key: other readers would look at everything
+        raise MiradaError("sliding_window: only Mistral's heads look through one; name such a head "
+                          "with architecture='MistralForCausalLM'")
+    return stack(c)
+
+
+def mistral(c: Config) -> Stack:
     if c.attention_bias or c.mlp_bias:
         raise MiradaError("attention_bias, mlp_bias: Mistral's projections have no biases")
-    return build(c, Mask(causal=True, window=c.window))
+    return stack(c)
 
 
 TASKS = {
@@ -94,7 +97,7 @@ TASKS = {
     "ForQuestionAnswering": lambda c, body: Span(c.d),
 }
 HEADS = {name + task: head for name in ("Llama", "Mistral") for task, head in TASKS.items()}
-BODIES = {"Mistral" + task: windowed for task in TASKS}
+BODIES = {"Mistral" + task: mistral for task in TASKS}
 MODEL_TYPES = {"Mistral" + task: "mistral" for task in TASKS}
 
 
@@ -147,16 +150,16 @@ def init(model, c: Config) -> None:
 
 INERT = {"attention_dropout": ANY, "pretraining_tp": 1}
 _2 = Config(eps=1e-5)
-_3 = Config(vocab=128256, hidden=14336, kv_heads=8, context=8192, rope_base=5e5, eps=1e-5)
+_3 = replace(_2, vocab=128256, hidden=14336, kv_heads=8, context=8192, rope_base=5e5)
 SIZES = {
-    "smollm2-135m": Config(vocab=49152, d=576, layers=30, heads=9, kv_heads=3, hidden=1536,
-                           context=8192, rope_base=1e5, eps=1e-5, tied=True),
+    "smollm2-135m": replace(_2, vocab=49152, d=576, layers=30, heads=9, kv_heads=3, hidden=1536,
+                            context=8192, rope_base=1e5, tied=True),
     "7b": _2, "13b": replace(_2, d=5120, layers=40, heads=40, hidden=13824),
     "70b": replace(_2, d=8192, layers=80, heads=64, kv_heads=8, hidden=28672),
     "llama3-8b": _3, "llama3-70b": replace(_3, d=8192, layers=80, heads=64, hidden=28672),
-    "llama3-405b": replace(  # 3.1
-        _3, d=16384, layers=126, heads=128, hidden=53248, context=131072, rope="llama3",
-        rope_factor=8.0, rope_low=1.0, rope_high=4.0, rope_original=8192),
-    "mistral-7b": Config(hidden=14336, kv_heads=8, context=32768, rope_base=1e6, eps=1e-5),  # v0.2
+    "llama3-405b": replace(_3, d=16384, layers=126, heads=128, hidden=53248, context=131072,  # 3.1
+                           rope="llama3", rope_factor=8.0, rope_low=1.0, rope_high=4.0,
+                           rope_original=8192),
+    "mistral-7b": replace(_2, hidden=14336, kv_heads=8, context=32768, rope_base=1e6),  # v0.2
     "tiny": Config(vocab=1024, context=256, d=64, layers=2, heads=4, kv_heads=2, hidden=128),
 }

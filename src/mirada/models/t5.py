@@ -49,7 +49,7 @@ class Config:
         name = "gelu_new" if form == "gated-gelu" else form.removeprefix("gated-")
         derived = {"dense_act_fn": name, "is_gated_act": form.startswith("gated-"),
                    "scale_decoder_outputs": raw.get("tie_word_embeddings") is not False}
-        mended = {"scale_decoder_outputs": False} if multilingual else {}
+        mended: dict = {"scale_decoder_outputs": False} if multilingual else {}
         if raw.get("decoder_start_token_id", 0) is None:
             mended["decoder_start_token_id"] = 0
         return derived | raw | mended
@@ -80,6 +80,7 @@ def stack(c: Config, tokens: Tokens, decodes: bool = False) -> Stack:
         look = Attention(c.d, c.heads, head_dim=c.head_dim, scale=1.0, score_bias=near,
                          mask=Mask(causal=decodes))
         cross = {"cross": residual(CrossAttention(c.d, c.heads, head_dim=c.head_dim, scale=1.0))}
+        # differs: in float16 the reference keeps `down` in float32 and clips what overflows
         mlp = MLP(c.d, c.hidden, c.act, gated=c.gated, bias=False)
         return Block(attn=residual(look), **(cross if decodes else {}), mlp=residual(mlp))
 
@@ -103,62 +104,65 @@ T5 = {
     "ForQuestionAnswering": lambda c, body: Span(c.d),
 }
 HEADS = {name + head: make for name in ("T5", "MT5") for head, make in T5.items()}
-BODIES = {name + head: encoder for name in ("T5", "MT5")
-          for head in ("EncoderModel", "ForTokenClassification")}
-BARE = [name for name in HEADS if not name.endswith(("SequenceClassification",
-                                                      "TokenClassification"))]
+HEADS["T5WithLMHeadModel"] = T5["ForConditionalGeneration"]  # its name in the first files
+BODIES = {name: encoder for name in HEADS if "Encoder" in name or "TokenClass" in name}
+BARE = [name for name in HEADS if not name.endswith("Classification")]
 
 
 def weights(c: Config) -> Weights:
     rows = [("lm_head.weight", "head.out.weight"),
             ("classification_head.dense.{p}", "head.pool.dense.{p}"),
             ("classification_head.out_proj.{p}", "head.score.{p}"),
-            ("classifier.{p}", "head.tag.{p}"), ("qa_outputs.{p}", "head.span.{p}")]
-    up = ("(wi_0|wi_1)", "(gate|up)") if c.gated else ("wi", "up")
-    for side, ours in (("encoder", "encoder."), ("encoder", ""), ("decoder", "decoder.")):
-        block, blocks = f"transformer.{side}.block.{{i}}.layer", f"{ours}blocks.{{i}}"
-        mlp = 2 if side == "decoder" else 1
+            ("classifier.{p}", "head.tag.{p}"), ("qa_outputs.{p}", "head.span.{p}"),
+            ("transformer.shared.weight", "encoder.embed.token.weight"),
+            ("transformer.shared.weight", "embed.token.weight")]  # of an encoder alone
+    for side, ours, mlp in (("encoder", "encoder.", 1), ("encoder", "", 1),
+                            ("decoder", "decoder.", 2)):
+        block = f"transformer.{side}.block.{{i}}.layer"
+        look, dense, blocks = f"{block}.0.SelfAttention", f"{block}.{mlp}.DenseReluDense", \
+            f"{ours}blocks.{{i}}"
         rows += [
-            (f"{block}.0.SelfAttention.{{p}}.weight", f"{blocks}.attn.f.{{p}}.weight"),
-            (f"{block}.0.SelfAttention.relative_attention_bias.weight",
-             f"{blocks}.attn.f.score_bias.table.weight"),  # of block 0; the others' are its aliases
-            (f"{block}.0.layer_norm.weight", f"{blocks}.attn.pre.weight"),
-            (f"{block}.1.EncDecAttention.{{p}}.weight", f"{blocks}.cross.f.{{p}}.weight"),
-            (f"{block}.1.layer_norm.weight", f"{blocks}.cross.pre.weight"),
-            (f"{block}.{mlp}.DenseReluDense.{up[0]}.weight", f"{blocks}.mlp.f.{up[1]}.weight"),
-            (f"{block}.{mlp}.DenseReluDense.act.{{p}}", f"{blocks}.mlp.f.act.{{p}}"),
-            (f"{block}.{mlp}.DenseReluDense.wo.weight", f"{blocks}.mlp.f.down.weight"),
-            (f"{block}.{mlp}.layer_norm.weight", f"{blocks}.mlp.pre.weight"),
-            (f"transformer.{side}.final_layer_norm.weight", f"{ours}norm.weight"),
+            (look + ".{p}.weight", blocks + ".attn.f.{p}.weight"),
+            (look + ".relative_attention_bias.weight",  # of block 0; the others' are its aliases
+             blocks + ".attn.f.score_bias.table.weight"),
+            (block + ".0.layer_norm.weight", blocks + ".attn.pre.weight"),
+            (block + ".1.EncDecAttention.{p}.weight", blocks + ".cross.f.{p}.weight"),
+            (block + ".1.layer_norm.weight", blocks + ".cross.pre.weight"),
+            (dense + (".(wi_0|wi_1)" if c.gated else ".wi") + ".weight",
+             blocks + (".mlp.f.(gate|up)" if c.gated else ".mlp.f.up") + ".weight"),
+            (dense + ".act.{p}", blocks + ".mlp.f.act.{p}"),
+            (dense + ".wo.weight", blocks + ".mlp.f.down.weight"),
+            (f"{block}.{mlp}.layer_norm.weight", blocks + ".mlp.pre.weight"),
+            (f"transformer.{side}.final_layer_norm.weight", ours + "norm.weight"),
         ]
-    rows += [("transformer.shared.weight", f"{ours}embed.token.weight") for ours in ("encoder.", "")]
-    return Weights(rows, prefix="transformer.", renames=tuple(
-        (f"{side}.embed_tokens.weight", "shared.weight") for side in ("encoder", "decoder")),
+    return Weights(
+        rows, prefix="transformer.", renames=(("encoder.embed_tokens.weight", "shared.weight"),
+                                              ("decoder.embed_tokens.weight", "shared.weight")),
         carried=("transformer.decoder.block.0.layer.1.EncDecAttention.relative_attention_bias."
                  "weight",))  # in the first files; nobody reads it
 
 
 def init(model, c: Config) -> None:
-    scaled(model)
+    scaled(model)  # differs: the reference draws an untied lm_head from N(0, 1), far too wide
 
 
 INERT = {"feed_forward_proj": ANY, "dropout_rate": ANY, "classifier_dropout": ANY,
          "n_positions": ANY, "output_past": ANY, "is_encoder_decoder": ANY, "is_decoder": False}
+LATER = {"small": (512, 64, 1024, 8, 6), "base": (768, 64, 2048, 12, 12),
+         "large": (1024, 64, 2816, 24, 16), "xl": (2048, 64, 5120, 24, 32),
+         "xxl": (4096, 64, 10240, 24, 64)}  # d, head_dim, hidden, layers, heads
 
 
-def _size(d: int, hidden: int, layers: int, heads: int, head_dim: int = 64, **more) -> Config:
-    return Config(d=d, hidden=hidden, layers=layers, heads=heads, head_dim=head_dim, **more)
+def _size(vocab, d, head_dim, hidden, layers, heads, **more) -> Config:
+    return Config(vocab, d, head_dim, hidden, layers, heads=heads, **more)
 
 
-LATER = {"small": (512, 1024, 8, 6), "base": (768, 2048, 12, 12), "large": (1024, 2816, 24, 16),
-         "xl": (2048, 5120, 24, 32), "xxl": (4096, 10240, 24, 64)}
-GATED = dict(act="gelu_new", gated=True, tied=False, scaled=False)
 SIZES = {
-    "small": _size(512, 2048, 6, 8), "base": _size(768, 3072, 12, 12),
-    "large": _size(1024, 4096, 24, 16), "3b": _size(1024, 16384, 24, 32, 128),
-    "11b": _size(1024, 65536, 24, 128, 128),
-    **{f"{name}-{n}": _size(*shape, **GATED) for name in ("v1_1", "flan")
+    "small": _size(32128, 512, 64, 2048, 6, 8), "base": _size(32128, 768, 64, 3072, 12, 12),
+    "large": _size(32128, 1024, 64, 4096, 24, 16), "3b": _size(32128, 1024, 128, 16384, 24, 32),
+    "11b": _size(32128, 1024, 128, 65536, 24, 128),
+    **{f"{name}-{n}": _size(vocab, *shape, act="gelu_new", gated=True, tied=False, scaled=False)
+       for name, vocab in (("v1_1", 32128), ("flan", 32128), ("mt5", 250112))
        for n, shape in LATER.items()},
-    **{f"mt5-{n}": _size(*shape, vocab=250112, **GATED) for n, shape in LATER.items()},
-    "tiny": _size(64, 128, 2, 4, 16, vocab=1024, buckets=8, farthest=32),
+    "tiny": _size(1024, 64, 16, 128, 2, 4, buckets=8, farthest=32),
 }

@@ -77,8 +77,7 @@ def folder(path: str | os.PathLike) -> tuple[dict, Settings]:
     settings = _settings(path, config)
     family = _family(path, config)
     if (path / "tokenizer.json").exists():
-        spec = jsonfile.read(path / "tokenizer.json", limit=LIMIT)
-        spec = guard.check(spec, path / "tokenizer.json")
+        spec = _json(path / "tokenizer.json", LIMIT)
         _add(spec, settings.tokens, config, path)
         _edges(spec, settings, config)
         return spec, settings
@@ -102,8 +101,8 @@ def _described(path: Path, config: dict, settings: Settings, family: str) -> dic
     )
 
 
-def _json(path: Path) -> dict:
-    value = jsonfile.read(path, limit=SMALL) if path.exists() else {}
+def _json(path: Path, limit: int = SMALL) -> dict:
+    value = jsonfile.read(path, limit=limit) if path.exists() else {}
     if not isinstance(value, dict):
         raise UntrustedInputError(path, "root", "must be an object")
     return value
@@ -188,19 +187,24 @@ def _templates(path: Path, value) -> dict[str, str]:
 
 def _add(spec: dict, tokens: dict[str, str], config: dict, path: Path) -> None:
     """Join the added and special tokens that stand outside the description to it."""
-    vocab = spec["model"]["vocab"]
-    ids = {row[0]: i for i, row in enumerate(vocab)} if isinstance(vocab, list) else dict(vocab)
-    added = {token["content"]: token for token in spec["added_tokens"]}
-    ids |= {content: token["id"] for content, token in added.items()}
+    ids = guard.ids(spec, path)
+    added = {token["content"]: token for token in spec.get("added_tokens") or []}
     rows = []
-    for number, token in (config.get("added_tokens_decoder") or {}).items():
+    listed = config.get("added_tokens_decoder") or {}
+    if not isinstance(listed, dict):
+        raise UntrustedInputError(path, "added_tokens_decoder", "must map ids to tokens")
+    for number, token in listed.items():
         if not isinstance(token, dict) or not number.isdecimal() or len(number) > 9:
             raise UntrustedInputError(path, "added_tokens_decoder", "must map ids to tokens")
         rows.append({**token, "id": int(number)})
     for content, number in _json(path / "added_tokens.json").items():
         rows.append({"content": content, "id": number, "special": content in tokens.values()})
-    extra = [*(config.get("additional_special_tokens") or []),
-             *(config.get("extra_special_tokens") or [])]
+    extra = []
+    for key in ("additional_special_tokens", "extra_special_tokens"):
+        named = config.get(key) or []
+        if not isinstance(named, list | dict):
+            raise UntrustedInputError(path, key, "must be a list of texts")
+        extra += named.values() if isinstance(named, dict) else named
     for value in [*tokens.values(), *extra]:
         content = value.get("content") if isinstance(value, dict) else value
         rows.append({"content": content, "special": True})
@@ -234,9 +238,7 @@ def _around(spec: dict, bos: str | None, eos: str | None) -> dict:
 
 def template(spec: dict, single: str, pair: str) -> dict:
     """TemplateProcessing from forms such as "[CLS]:0 $A:0 [SEP]:0"."""
-    vocab = spec["model"]["vocab"]
-    ids = {row[0]: i for i, row in enumerate(vocab)} if isinstance(vocab, list) else vocab
-    ids = ids | {token["content"]: token["id"] for token in spec["added_tokens"]}
+    ids = guard.ids(spec, "tokenizer")
     specials, forms = {}, []
     for form in (single, pair):
         pieces = []
@@ -317,7 +319,7 @@ def wordpiece(
 
 
 def _byte_level(path: Path, config: dict, settings: Settings, family: str) -> dict:
-    vocab = jsonfile.read(path / "vocab.json", limit=LIMIT)
+    vocab = _json(path / "vocab.json", LIMIT)
     lines = _text(path / "merges.txt").split("\n")
     lines = [line.rstrip("\r") for line in lines if line.strip()]
     merges = lines[1:] if lines and lines[0].startswith("#version") else lines
@@ -340,7 +342,7 @@ def _byte_level(path: Path, config: dict, settings: Settings, family: str) -> di
 
 
 def _id(spec: dict, token: str | None, path) -> int:
-    ids = spec["model"]["vocab"] | {t["content"]: t["id"] for t in spec["added_tokens"]}
+    ids = guard.ids(spec, path)
     if token not in ids:
         raise UntrustedInputError(path, f"token {token!r}", "is needed and not in the vocabulary")
     return ids[token]
@@ -548,8 +550,8 @@ def gguf(metadata: dict, path: str = "GGUF metadata") -> tuple[dict, Settings]:
             spec["added_tokens"].append(_special(content, tokens.index(content)))
             marked.add(content)
     if kind != "bert":
-        pre = metadata.get("tokenizer.ggml.pre")
-        begins = metadata.get("tokenizer.ggml.add_bos_token", kind == "llama" or pre in BEGINS)
+        usual = kind == "llama" or (kind == "gpt2" and metadata.get("tokenizer.ggml.pre") in BEGINS)
+        begins = metadata.get("tokenizer.ggml.add_bos_token", usual)
         ends = metadata.get("tokenizer.ggml.add_eos_token", kind == "t5")
         bos = settings.tokens.get("bos") if begins else None
         eos = settings.tokens.get("eos") if ends else None
@@ -640,7 +642,9 @@ def _gguf_spm(metadata: dict, kind: str, tokens: list[str], types: list[int], pa
     unk = metadata.get("tokenizer.ggml.unknown_token_id", 2 if kind == "t5" else 0)
     if type(unk) is not int or not 0 <= unk < len(tokens):
         raise UntrustedInputError(path, "tokenizer.ggml.unknown_token_id", "must be a token's id")
-    charsmap = metadata.get("tokenizer.ggml.precompiled_charsmap", b"")
+    charsmap = metadata.get("tokenizer.ggml.precompiled_charsmap")
+    empty = charsmap is None or (hasattr(charsmap, "__len__") and len(charsmap) == 0)
+    charsmap = [] if empty else _array(metadata, "precompiled_charsmap", int, path)
     model = spm.Model(
         pieces=list(zip(tokens, scores, types, strict=True)),
         kind=spm.BPE if kind == "llama" else spm.UNIGRAM,

@@ -4,6 +4,7 @@ Kudo and Richardson 2018, arXiv 1808.06226.
 """
 
 import struct
+from collections.abc import Iterator
 from dataclasses import dataclass, field
 
 from mirada.errors import UntrustedInputError
@@ -58,8 +59,12 @@ def parse(data: bytes, path) -> Model:
     return model
 
 
-def _fields(data: bytes, at: int, end: int):
-    """Yield (number, value) of one message; a value is an int or the (start, end) of bytes."""
+Value = int | tuple[int, int]  # a number, or where bytes start and end
+
+
+def _fields(data: bytes, at: int, end: int) -> Iterator[tuple[int, Value]]:
+    """Yield (number, value) of one message."""
+    value: Value
     while at < end:
         key, at = _varint(data, at, end)
         number, wire = key >> 3, key & 7
@@ -102,7 +107,7 @@ def _piece(data: bytes, span) -> tuple[str, float, int]:
         elif number == 2:
             score = struct.unpack("<f", data[slice(*_bytes(value))])[0]
         elif number == 3:
-            kind = value
+            kind = value if isinstance(value, int) else 0
     if kind not in range(NORMAL, BYTE + 1):
         raise ValueError(f"a piece has the unknown type {kind!r}")
     return text, score, kind
@@ -122,7 +127,7 @@ def _settings(data: bytes, span, names: dict[int, str], model: Model) -> None:
             setattr(model, name, value - (1 << 64) if value >> 63 else value)
 
 
-def _bytes(value) -> tuple[int, int]:
+def _bytes(value: Value) -> tuple[int, int]:
     if isinstance(value, int):
         raise ValueError("a number stands where bytes belong")
     return value

@@ -102,7 +102,8 @@ class WordEnds:
     """A suffix that ends words becomes a space, except on the last token, which waits."""
 
     def __init__(self, suffix: str):
-        self.suffix, self.held = suffix, None
+        self.suffix = suffix
+        self.held: str | None = None
 
     def push(self, token: str) -> list[str]:
         held, self.held = self.held, token
@@ -155,7 +156,8 @@ def steps(spec: dict | None) -> list | None:
     if spec is None:
         return [Step(lambda token, first: token if first else " " + token)]
     parts = spec["decoders"] if spec["type"] == "Sequence" else [spec]
-    made, fused = [], False
+    made: list = []
+    fused = False
     for part in parts:
         kind = part["type"]
         if fused and kind not in ("Fuse", "Strip"):

@@ -172,7 +172,7 @@ class Tokenizer:
             return row.ids, row.type_ids
         whose = row.sequence
         parts = [[i for i, s in enumerate(whose) if s == which] for which in (0, 1)]
-        kept = _longest_first(*map(len, parts), limit - whose.count(None))
+        kept = _longest_first(len(parts[0]), len(parts[1]), limit - whose.count(None))
         keep = {i for i, s in enumerate(whose) if s is None}
         for part, count in zip(parts, kept, strict=True):
             start = len(part) - count if self.truncation_side == "left" else 0

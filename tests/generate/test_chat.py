@@ -1,0 +1,178 @@
+"""Conversations: turns, what is forgotten, and the cache between turns."""
+
+import pytest
+import torch
+
+import mirada
+from generate.words import saying, speaker
+from mirada.generate.chat import Conversation
+from mirada.generate.text import text_stream
+
+
+def said(conversation: Conversation, message: str, **options) -> str:
+    return "".join(conversation.send(message, **options))
+
+
+def test_turns():
+    talk = Conversation(saying("Hello.", "Fine."), system="Be kind.")
+    assert said(talk, "Hi") == "Hello." and said(talk, "How?") == "Fine."
+    assert talk.messages == [
+        {"role": "system", "content": "Be kind."},
+        {"role": "user", "content": "Hi"}, {"role": "assistant", "content": "Hello."},
+        {"role": "user", "content": "How?"}, {"role": "assistant", "content": "Fine."}]
+    prompt = talk.model.tokenizer.chat(talk.messages, add_generation_prompt=False)
+    assert talk.used == len(prompt) and talk.budget == 256
+
+
+def reading(model: mirada.Model) -> list[int]:
+    """Grows by how many tokens each pass reads."""
+    lengths: list[int] = []
+    model.body.embed.register_forward_pre_hook(
+        lambda m, args: lengths.append(args[0].input_ids.shape[1]))
+    return lengths
+
+
+@pytest.mark.parametrize("words", [(), ("one", "two", "three")])
+def test_what_was_read_is_not_read_again(words):
+    """With the cache kept between turns the answers are those of reading everything anew."""
+    model = saying(*words) if words else speaker(context=600).double()
+    talk, lengths, asked = Conversation(model, "Sys"), reading(model), []
+    for turn, message in enumerate(("First", "And second?", "Third!")):
+        del lengths[:]
+        reply = talk.send(message, max_new_tokens=9)
+        list(reply)
+        asked.append((reply.run.feed.prompt[0].tolist(), reply.ids))
+        assert lengths[0] == reply.prompt_tokens - talk.reused
+        assert talk.reused > 0 if turn else talk.reused == 0
+    if not words:
+        for ids, answer in asked:
+            fresh = text_stream(model, ids, max_new_tokens=9)
+            list(fresh)
+            assert fresh.ids == answer
+
+
+def test_the_newest_turns_are_read_alone():
+    """A reply that is written back as it was leaves only the end token and the message."""
+    talk = Conversation(saying("one", "two"))
+    said(talk, "First")
+    held = talk.used - 1  # the end token was chosen and never read
+    said(talk, "Second")
+    assert talk.reused == held
+
+
+def test_a_rewritten_past_is_read_anew():
+    model = speaker().double()
+    talk = Conversation(model, "Sys")
+    said(talk, "First", max_new_tokens=9)
+    before = talk.used
+    talk.messages[0] = {"role": "system", "content": "Sxs"}
+    reply = talk.send("Second", max_new_tokens=9)
+    list(reply)
+    assert talk.reused == 2 < before  # <system> and S
+    fresh = text_stream(model, reply.run.feed.prompt[0].tolist(), max_new_tokens=9)
+    list(fresh)
+    assert fresh.ids == reply.ids
+
+
+@pytest.mark.scope("1.15.4")
+def test_the_oldest_turns_are_forgotten_and_named():
+    model = saying("a" * 10, "b" * 10, "c" * 10, "d")
+    talk = Conversation(model, "Sys", context=64)
+    said(talk, "1" * 8)  # a turn of 8 and 10 with its four markers is 22 tokens; system 5
+    said(talk, "2" * 8)
+    reply = talk.send("3" * 8, max_new_tokens=16)
+    assert reply.dropped == [{"role": "user", "content": "1" * 8},
+                             {"role": "assistant", "content": "a" * 10}]
+    assert "".join(reply) == "c" * 10
+    assert [m["content"] for m in talk.messages] == [
+        "Sys", "2" * 8, "b" * 10, "3" * 8, "c" * 10]
+    assert talk.used <= talk.budget == 64
+    last = talk.send("4" * 20, max_new_tokens=30)
+    assert len(last.dropped) == 4 and "".join(last) == "d"
+    assert talk.messages[0]["content"] == "Sys"
+
+
+def test_equal_messages_are_told_apart():
+    talk = Conversation(saying("x" * 10, "x" * 10, "x"), context=50)
+    said(talk, "same")
+    said(talk, "same")
+    reply = talk.send("same", max_new_tokens=16)
+    assert len(reply.dropped) == 2 and len(reply.messages) == 3
+
+
+def test_a_message_that_can_not_fit():
+    talk = Conversation(saying("short", "ok"), "Sys", context=40)
+    said(talk, "Hi")
+    before = list(talk.messages)
+    with pytest.raises(mirada.MiradaError, match=r"a prompt of 68 tokens, and the context is 40"):
+        talk.send("x" * 60)
+    assert talk.messages == before and said(talk, "Hi") == "ok"
+
+
+def test_a_reply_that_the_context_cuts_says_so():
+    talk = Conversation(saying("x" * 90), context=40)
+    reply = talk.send("Hello", max_new_tokens=39)
+    assert "".join(reply) == "x" * (40 - reply.prompt_tokens)
+    assert reply.finish_reason == "context" and talk.used == 40
+
+
+def test_a_reply_that_is_left_stays_as_far_as_it_came():
+    model = speaker().double()
+    talk = Conversation(model, "Sys")
+    reply = talk.send("Go", max_new_tokens=30, eos_token_id=())
+    shown = "".join(piece for piece, _ in zip(reply, range(5), strict=False))
+    after = talk.send("On", max_new_tokens=9)  # closes the reply
+    assert talk.messages[-1] == {"role": "assistant", "content": reply.text}
+    assert reply.text.startswith(shown) and reply.finish_reason is None
+    list(after)
+    fresh = text_stream(model, after.run.feed.prompt[0].tolist(), max_new_tokens=9)
+    list(fresh)
+    assert fresh.ids == after.ids
+
+
+def test_an_interrupt_within_a_pass_leaves_a_true_cache():
+    """Some layers have taken the token in and some have not: the next turn must not notice."""
+    model = speaker().double()
+    talk, calls = Conversation(model, "Sys"), []
+
+    def interrupt(*_):
+        calls.append(1)
+        if len(calls) == 4:
+            raise KeyboardInterrupt
+
+    hook = model.body.blocks[1].register_forward_pre_hook(interrupt)
+    with pytest.raises(KeyboardInterrupt):
+        said(talk, "Go", eos_token_id=())
+    hook.remove()
+    reply = talk.send("On", max_new_tokens=9)
+    list(reply)
+    assert talk.reused > 0
+    fresh = text_stream(model, reply.run.feed.prompt[0].tolist(), max_new_tokens=9)
+    list(fresh)
+    assert fresh.ids == reply.ids
+
+
+def test_a_failed_reply_changes_nothing():
+    model = speaker()
+    talk = Conversation(model)
+    with pytest.raises(mirada.MiradaError, match="top_p"):
+        talk.send("Hi", top_p=2)
+    weight = model.body.norm.weight.data.clone()
+    model.body.norm.weight.data.fill_(torch.nan)
+    with pytest.raises(mirada.WorkFailed, match="not finite"):
+        said(talk, "Hi")
+    model.body.norm.weight.data.copy_(weight)
+    assert talk.messages == []
+    said(talk, "Hi", max_new_tokens=3)
+    assert len(talk.messages) == 2
+
+
+def test_conversations_that_can_not_begin():
+    with pytest.raises(mirada.MiradaError, match="has no tokenizer"):
+        Conversation(mirada.build("gpt2", size="tiny"))
+    with pytest.raises(mirada.MiradaError, match="at most the model's 256"):
+        Conversation(speaker(), context=300)
+    model = speaker()
+    model.tokenizer.templates.clear()
+    with pytest.raises(mirada.MiradaError, match="no chat template"):
+        Conversation(model).send("Hi")

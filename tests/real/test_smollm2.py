@@ -1,0 +1,58 @@
+"""A real chat model, SmolLM2-135M-Instruct in 4-bit GGUF, must answer."""
+
+import pytest
+import torch
+import torch.nn.functional as F
+
+import mirada
+from models import tiny_gguf
+
+TEXT = "<|im_start|>user\nWhat is the capital of France?<|im_end|>\n<|im_start|>assistant\n"
+PROMPT = [1, 4093, 198, 1780, 314, 260, 3575, 282, 4649, 47, 2, 198, 1, 520, 9531, 198]
+END = 2
+FOX = "The quick brown fox jumps over the lazy dog."
+
+
+@pytest.fixture(scope="module")
+def model(real):
+    return mirada.load(real("smollm2"))
+
+
+def greedy(model, cache, most: int = 20) -> list[int]:
+    step, said = torch.tensor([PROMPT]), []
+    with torch.inference_mode():
+        while len(said) < most and END not in said:
+            step = model(step, cache=cache).logits[:, -1:].argmax(-1)
+            said.append(int(step))
+    return said
+
+
+@pytest.mark.parametrize("kind", ["growing", "static"])
+def test_it_answers(model, kind):
+    assert model.tokenizer.encode(TEXT).ids == PROMPT
+    said = greedy(model, model.new_cache(kind, size=64))
+    assert model.tokenizer.decode(said, skip_special=False) == "The capital of France is Paris.<|im_end|>"
+
+
+def test_its_loss_on_a_sentence(model):
+    ids = torch.tensor([model.tokenizer.encode(FOX, special=False).ids])
+    with torch.inference_mode():
+        out = model(ids, labels=ids)
+    byhand = F.cross_entropy(out.logits[0, :-1], ids[0, 1:])
+    assert abs(out.loss.item() - 4.012) < 5e-4
+    assert abs(out.loss.item() - byhand.item()) < 1e-6
+
+
+def test_its_size_and_ties(model):
+    assert sum(p.numel() for p in model.parameters()) == 134_515_008
+    assert model.head.out.weight is model.body.embed.token.weight
+    assert model.config.rope_base == 100_000 and model.context == 8192
+
+
+@pytest.mark.slow
+def test_every_logit_is_the_references(model, real):
+    """Against the reference's own GGUF reader, on the prompt, in float32."""
+    theirs = tiny_gguf.read_reference(real("smollm2"))
+    ids = torch.tensor([PROMPT])
+    with torch.inference_mode():
+        assert (model(ids).logits - theirs(ids).logits).abs().max() < 1e-3
