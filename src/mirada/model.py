@@ -12,6 +12,7 @@ from mirada.core.attention import Attention, CrossAttention
 from mirada.core.block import EncoderDecoder, Stack
 from mirada.core.cache import Fixed, Growing, Rolling, Static
 from mirada.core.context import Ctx, Inputs
+from mirada.core.embed import Tokens
 from mirada.core.mask import Mask
 from mirada.errors import MiradaError
 
@@ -150,12 +151,16 @@ class Model(nn.Module):
         (B, past + T). logits_to_keep: a language-model head scores only so many last tokens of
         each row, all when 0.
         """
+        self._refuse_unread(
+            input_ids=input_ids, attention_mask=attention_mask, token_type_ids=token_type_ids,
+            position_ids=position_ids, inputs_embeds=inputs_embeds, segment_ids=segment_ids,
+            pixel_values=pixel_values, bool_masked_pos=bool_masked_pos, cache=cache,
+            decoder_input_ids=decoder_input_ids, decoder_attention_mask=decoder_attention_mask,
+            decoder_inputs_embeds=decoder_inputs_embeds, encoder_outputs=encoder_outputs)
         inputs = Inputs(input_ids, inputs_embeds, token_type_ids, pixel_values, bool_masked_pos,
                         interpolate_pos_encoding)
         out = Output()
         if self.encoder_decoder:
-            if segment_ids is not None:
-                raise MiradaError("packed documents (segment_ids) are for models of one stack")
             seen = inputs if encoder_outputs is None else Inputs(inputs_embeds=encoder_outputs)
             source = self._ctx(seen, attention_mask, position_ids, None, None)
             if encoder_outputs is None:
@@ -210,14 +215,19 @@ class Model(nn.Module):
             return Ctx()
         given = inputs.inputs_embeds if inputs.input_ids is None else inputs.input_ids
         if given is None:
-            raise MiradaError("this model reads tokens: call it with input_ids=(B, T)")
-        self._check_ids(inputs.input_ids)
-        T, past = given.shape[1], 0
+            raise MiradaError("this model reads tokens: call it with input_ids=(batch, tokens), and "
+                              "its decoder with decoder_input_ids")
+        self._check_ids(inputs.input_ids, "token id", getattr(self.config, "vocab", None))
+        self._check_ids(inputs.token_type_ids, "token type", getattr(self.config, "types", None))
+        self._check_width(inputs.inputs_embeds)
+        (B, T), past = given.shape[:2], 0
         if cache is not None:
             past = int(next(iter(cache.length), torch.tensor(0)))
-        if attention_mask is not None and attention_mask.shape[1] != past + T:
-            raise MiradaError(f"attention_mask has {attention_mask.shape[1]} columns; it must "
-                              f"cover the {past} cached and {T} new tokens")
+        _check_shape("attention_mask", attention_mask, (B, past + T),
+                     f"each row's {past} cached and {T} new tokens")
+        _check_shape("token_type_ids", inputs.token_type_ids, (B, T), "input_ids")
+        _check_shape("position_ids", positions, (B, T), "input_ids", one_row=True)
+        _check_shape("segment_ids", segments, (B, T), "input_ids")
         if positions is None and attention_mask is None:
             positions = torch.arange(past, past + T, device=given.device)[None]
         elif positions is None:  # differs: references count pads too, unless generate() tells them
@@ -228,17 +238,47 @@ class Model(nn.Module):
         packed = () if segments is None else ((segments, segments),)
         return Ctx(positions, Mask(padding=pads, segments=packed))
 
-    def _check_ids(self, ids: Tensor | None) -> None:
-        if ids is None or ids.device.type != "cpu" or not hasattr(self.config, "vocab"):
+    def _refuse_unread(self, **given) -> None:
+        """An argument that this kind of model does not read would be a silent mistake."""
+        sees = not hasattr(self.config, "vocab")
+        unread = {"input_ids", "attention_mask", "position_ids", "inputs_embeds"} if sees else {
+            "pixel_values", "bool_masked_pos"}
+        unread |= {"segment_ids"} if self.encoder_decoder else {
+            "decoder_input_ids", "decoder_attention_mask", "decoder_inputs_embeds",
+            "encoder_outputs"}
+        unread |= set() if self.generates else {"cache"}
+        if given["token_type_ids"] is not None and self.kind != "encoder":
+            unread |= {"token_type_ids"}  # an encoder without types is given zeros by habit
+        found = [name for name in unread if given[name] is not None]
+        if found:
+            raise MiradaError(f"{self.architecture} does not read {', '.join(sorted(found))}: "
+                              "leave it out")
+
+    def _check_ids(self, ids: Tensor | None, what: str, count: int | None) -> None:
+        """ids (B, T) must be whole numbers below `count`; values are looked at on the CPU only."""
+        if ids is None:
             return
-        if ids.ndim != 2 or ids.numel() == 0:
-            raise MiradaError(f"input_ids must be (batch, tokens) with at least one token; their "
-                              f"shape is {tuple(ids.shape)}")
+        if not torch.is_tensor(ids) or ids.ndim != 2 or ids.numel() == 0 or ids.is_floating_point():
+            shown = f"{ids.dtype} {tuple(ids.shape)}" if torch.is_tensor(ids) else type(ids).__name__
+            raise MiradaError(f"{what}s must be a tensor of whole numbers, (batch, tokens) with at "
+                              f"least one token; this is {shown}")
+        if ids.device.type != "cpu" or not count:
+            return
         low, high = int(ids.min()), int(ids.max())
-        if low < 0 or high >= self.config.vocab:
+        if low < 0 or high >= count:
             bad = low if low < 0 else high
-            raise MiradaError(f"token id {bad} is not in this model's vocabulary of "
-                              f"{self.config.vocab}; was the text encoded with its tokenizer?")
+            raise MiradaError(f"{what} {bad} is not one of this model's {count}; was the text "
+                              "encoded with its tokenizer?")
+
+    def _check_width(self, embeds) -> None:
+        if embeds is None:
+            return
+        stack = self.decoder
+        width = stack.embed.token.embedding_dim if isinstance(stack.embed, Tokens) else None
+        shape = tuple(embeds.shape) if torch.is_tensor(embeds) else type(embeds).__name__
+        if len(shape) != 3 or 0 in shape or width not in (None, shape[-1]):
+            raise MiradaError(f"embeddings must be a tensor (batch, tokens, {width}); this is "
+                              f"{shape}")
 
     def _shifted(self, labels: Tensor | None) -> Tensor:
         if labels is None:
@@ -261,7 +301,11 @@ class Model(nn.Module):
         if set(given) != set(takes):
             what = f"for a loss it takes {' and '.join(takes)}" if takes else "its head has no loss"
             raise MiradaError(f"{self.architecture} was given {', '.join(sorted(given))}: {what}")
-        return loss(out, **given)
+        try:
+            return loss(out, **given)
+        except (IndexError, ValueError, RuntimeError, AttributeError) as error:
+            shapes = ", ".join(f"{n} {tuple(getattr(t, 'shape', ()))}" for n, t in given.items())
+            raise MiradaError(f"no loss can be taken of {shapes}: {error}") from error
 
     def record(self, **options):
         """A context manager giving a tape of this model's attention; see mirada.look.record."""
@@ -278,3 +322,12 @@ class Model(nn.Module):
         """Yields token ids one by one; see mirada.generate.loop.stream."""
         from mirada.generate.loop import stream
         return stream(self, input_ids, attention_mask, **options)
+
+
+def _check_shape(name: str, given, shape: tuple[int, int], of: str, one_row=False) -> None:
+    """given must be a tensor of `shape`, or with one_row of a single row of it."""
+    if given is None:
+        return
+    found = tuple(given.shape) if torch.is_tensor(given) else type(given).__name__
+    if found != shape and not (one_row and found == (1, shape[1])):
+        raise MiradaError(f"{name} must be a tensor of shape {shape}, as {of}; this is {found}")

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import difflib
 import importlib
 import os
 import shutil
@@ -13,12 +14,15 @@ import torch
 from torch import Tensor, nn
 
 from mirada.core import init as initialisers
-from mirada.errors import MiradaError, UntrustedInputError
+from mirada.errors import MiradaError, UntrustedInputError, WorkFailed
 from mirada.model import Model, Origin
 from mirada.models import ALIASES, FAMILIES, GGUF
 from mirada.weights import config as configs
 from mirada.weights import jsonfile, tensorfile
 from mirada.weights.rows import Plan, Step
+
+
+LEAST = 6  # tensors in any block's file: two norms, q k v as one, o, up, down
 
 
 def families() -> list[str]:
@@ -69,14 +73,18 @@ def build(name: str, size: str | None = None, *, architecture: str | None = None
     size = size or next(iter(fam.SIZES))
     if size not in fam.SIZES:
         raise MiradaError(f"{name} has no size {size!r}; it has {', '.join(fam.SIZES)}")
-    try:
-        config = replace(fam.SIZES[size], **changes)
-    except TypeError:
-        known = ", ".join(fam.SIZES[size].__dataclass_fields__)
-        raise MiradaError(f"{name} has no field called {', '.join(map(repr, changes))} among: "
-                          f"{known}") from None
+    for change in changes:
+        known = list(fam.Config.__dataclass_fields__)
+        if change not in known:
+            near = difflib.get_close_matches(change, known, 1)
+            raise MiradaError(f"{name} has no field called {change!r}"
+                              + (f"; did you mean {near[0]!r}?" if near else f" among: {known}"))
+    config = replace(fam.SIZES[size], **changes)
+    configs.check(config, name)
+    _check_whole(config, name)
+    device, dtype = _place(device, dtype)
     model = assemble(fam, config, architecture or next(iter(fam.HEADS)))
-    if torch.device(device).type == "meta":
+    if device.type == "meta":
         return model.to(dtype) if dtype else model
     allocate(model, device)
     model.to(dtype or torch.get_default_dtype())
@@ -86,6 +94,19 @@ def build(name: str, size: str | None = None, *, architecture: str | None = None
         initialisers.reset(model)
         fam.init(model, config)
     return model
+
+
+def _place(device, dtype) -> tuple[torch.device, torch.dtype | None]:
+    """device and dtype as torch has them; raises where this machine or mirada cannot."""
+    if not (dtype is None or isinstance(dtype, torch.dtype) and dtype.is_floating_point
+            and dtype.itemsize > 1):
+        raise MiradaError(f"dtype={dtype!r}: weights can be torch.float32, torch.float16, "
+                          "torch.bfloat16 or torch.float64")
+    try:
+        return torch.empty(0, device=device).device, dtype
+    except (RuntimeError, AssertionError, TypeError) as error:  # torch raises the second for CUDA
+        reason = str(error).split("\n")[0]
+        raise MiradaError(f"device={device!r} cannot be used here: {reason}") from None
 
 
 def allocate(model: Model, device) -> None:
@@ -102,7 +123,7 @@ def load(source, *, dtype=None, device="cpu", ignore=(), architecture: str | Non
     (regular expressions for these) to leave unread. architecture: another head than the config's.
     hub: allow `source` to be a hub id, fetched with the [hub] extra. Raises MiradaError.
     """
-    path = locate(source, hub)
+    path, (device, dtype) = locate(source, hub), _place(device, dtype)
     if path.is_dir():
         return _load_folder(path, dtype, device, tuple(ignore), architecture)
     if path.suffix == ".gguf":
@@ -143,48 +164,74 @@ def _load_folder(path: Path, dtype, device, ignore, architecture) -> Model:
     if not where.is_file():
         raise MiradaError(f"{path}: there is no config.json, so the architecture is unknown")
     raw = jsonfile.read(where)
-    if not isinstance(raw, dict) or not isinstance(raw.get("model_type"), str):
+    kind = raw.get("model_type") if isinstance(raw, dict) else None
+    if not isinstance(kind, str):
         raise UntrustedInputError(where, "model_type", "a config must be an object that names its "
                                   f"model_type, one of {', '.join(sorted(FAMILIES))}")
-    if raw["model_type"] not in FAMILIES:
-        raise UntrustedInputError(where, "model_type", f"{raw['model_type']!r} is not an "
-                                  f"architecture that mirada knows: {', '.join(sorted(FAMILIES))}")
-    fam = family(raw["model_type"])
+    if kind not in FAMILIES:
+        raise UntrustedInputError(where, "model_type", f"{kind!r} is not an architecture that "
+                                  f"mirada knows: {', '.join(sorted(FAMILIES))}")
+    fam = family(kind)
     config, ignored = _config(fam, raw, where, ignore)
-    named = architecture or next(iter(raw.get("architectures") or fam.HEADS), None)
-    if named not in fam.HEADS:
-        raise UntrustedInputError(where, "architectures", f"{named!r} is not a head that mirada has "
-                                  f"for {raw['model_type']}: {', '.join(fam.HEADS)}; choose one "
-                                  "with architecture=")
+    architecture = architecture or _architecture(fam, raw)
+    if architecture not in fam.HEADS:
+        raise UntrustedInputError(where, "architectures", f"{architecture!r} is not a head that "
+                                  f"mirada has for {kind}: {', '.join(fam.HEADS)}; choose one with "
+                                  "architecture=")
     with tensorfile.open_folder(path) as checkpoint:
-        _check_depth(config, len(checkpoint.names()), where)
         if hasattr(config, "settle"):  # what only the tensors tell
             config = config.settle(checkpoint.names())
-        model = assemble(fam, config, named)
+        model = _shell(fam, config, architecture, checkpoint, where)
         model.origin = Origin(str(path), raw, ignored)
         fill(model, checkpoint, _map(fam, model), dtype, device, ignore, str(path))
     return model
 
 
+def _architecture(fam, raw: dict) -> str:
+    """The head that a config names; where it names none, the first of its model_type."""
+    named = raw.get("architectures") or [None]
+    if named != [None]:
+        named = named if isinstance(named, list) else [named]
+        return str(named[0])
+    types = getattr(fam, "MODEL_TYPES", {})
+    return next((h for h in fam.HEADS if types.get(h) == raw["model_type"]), next(iter(fam.HEADS)))
+
+
 def _config(fam, raw: dict, where: Path, ignore):
     reading = configs.read(fam.Config, raw, where, inert=getattr(fam, "INERT", None), ignore=ignore)
-    count = raw.get("num_labels", len(raw.get("id2label") or ()) or 2)
-    if not isinstance(count, int) or isinstance(count, bool) or not 0 < count < 1 << 20:
-        raise UntrustedInputError(where, "num_labels", f"{count!r} is not a number of labels")
+    names = raw.get("id2label") or {}
+    if not isinstance(names, dict) or not all(isinstance(n, str) for n in names.values()):
+        raise UntrustedInputError(where, "id2label", "must map label numbers to names")
     has_labels = "labels" in fam.Config.__dataclass_fields__
+    count = raw.get("num_labels") or len(names) or 2
     config = replace(reading.config, labels=count) if has_labels else reading.config
-    if config.d % config.heads and not getattr(config, "head_dim", None):
-        raise UntrustedInputError(where, "heads", f"a width of {config.d} cannot be cut into "
-                                  f"{config.heads} heads")
+    _check_whole(config, where)
     return config, reading.ignored
 
 
-def _check_depth(config, tensors: int, where) -> None:
-    """Before anything is built: a file cannot fill more blocks than it has tensors."""
+def _check_whole(config, where) -> None:
+    """What no single field shows."""
+    count = getattr(config, "labels", 2)
+    if type(count) is not int or not 0 < count < 1 << 20:
+        raise UntrustedInputError(where, "num_labels", f"{count!r} is not a number of labels")
+    if config.d % config.heads and not getattr(config, "head_dim", None):
+        raise UntrustedInputError(where, "heads", f"a width of {config.d} cannot be cut into "
+                                  f"{config.heads} heads")
+
+
+def _shell(fam, config, architecture: str, reader, where) -> Model:
+    """The modules that a file is to fill, once it is clear that it could."""
     layers = max(config.layers, getattr(config, "decoder_layers", None) or 0)
-    if layers > max(tensors, 1) and getattr(config, "groups", None) is None:
+    held = len(reader.names())
+    if LEAST * layers > held and getattr(config, "groups", None) is None:
         raise UntrustedInputError(where, "layers", f"{layers} layers are asked for, and the "
-                                  f"weights hold only {tensors} tensors")
+                                  f"weights hold only {held} tensors")
+    try:
+        return assemble(fam, config, architecture)
+    except MiradaError as error:  # the config's fields do not fit together
+        raise UntrustedInputError(where, "config", str(error)) from None
+    except RuntimeError:  # not even torch's meta device can count so far
+        raise UntrustedInputError(where, "config", "asks for tensors of impossible size") from None
 
 
 def fill(model: Model, reader, weights, dtype, device, ignore, where: str) -> None:
@@ -192,20 +239,32 @@ def fill(model: Model, reader, weights, dtype, device, ignore, where: str) -> No
     paths = model.paths()
     plan = weights.plan(paths, reader.names(), ignore, where)
     places = _places(model)
+    for step in [*plan.steps, *plan.duplicates]:
+        _check_shapes(step, reader, [places[paths[o]][0][2].shape for o in step.ours], where)
     for step in plan.steps:
-        _check_shapes(step, reader, [places[o][0][2].shape for o in step.ours], where)
-    for step in plan.steps:
-        loaded = step.op.load([reader.get(f) for f in step.files])
-        for path, tensor in zip(step.ours, loaded, strict=True):
-            _put(places[path], _owned(tensor, dtype, device))
+        for path, tensor in _read(step, reader):
+            _put(places[path], _owned(tensor, dtype, device), step, where)
     state = model.state()
     for step in plan.duplicates:
-        for path, tensor in zip(step.ours, step.op.load([reader.get(f) for f in step.files]),
-                                strict=True):
-            if not torch.equal(_owned(tensor, dtype, device), state[paths[path]]):
-                raise MiradaError(f"{where} says that {step.files[0]!r} is the same tensor as "
-                                  f"another, and it is not; set tie_word_embeddings to false")
+        for path, tensor in _read(step, reader):
+            if not same_bits(_owned(tensor, dtype, device), state[paths[path]]):
+                raise MiradaError(f"{where}: its config says that {step.files[0]!r} is the same "
+                                  "tensor as another, and it is not; set tie_word_embeddings to "
+                                  "false in config.json if both are meant")
     _keep(model.origin, plan, reader)
+
+
+def _read(step: Step, reader):
+    """(our path, tensor) of one step."""
+    return zip(step.ours, step.op.load([reader.get(f) for f in step.files]), strict=True)
+
+
+def same_bits(a: Tensor, b: Tensor) -> bool:
+    """Equal to the last bit; so that NaN is itself, and -0 is not 0."""
+    if a.shape != b.shape or a.dtype != b.dtype:
+        return False
+    a, b = (t.contiguous().reshape(-1).view(torch.uint8) for t in (a, b))
+    return torch.equal(a, b)
 
 
 def _places(model: Model) -> dict[str, list[tuple[nn.Module, str, Tensor]]]:
@@ -224,7 +283,7 @@ def _check_shapes(step: Step, reader, wanted: list, where: str) -> None:
     theirs = [tuple(reader.shape(f)) for f in step.files]
     try:
         ours = [t.shape for t in step.op.load([torch.empty(s, device="meta") for s in theirs])]
-    except (RuntimeError, ValueError):
+    except (RuntimeError, ValueError, IndexError):
         ours = None
     if ours != list(wanted):
         shown = ", ".join(f"{f!r} {list(s)}" for f, s in zip(step.files, theirs, strict=True))
@@ -241,8 +300,12 @@ def _owned(tensor: Tensor, dtype, device) -> Tensor:
     return tensor if whole else tensor.clone()
 
 
-def _put(places: list, tensor: Tensor) -> None:
+def _put(places: list, tensor: Tensor, step: Step | None = None, where: str = "") -> None:
     module, name, old = places[0]
+    number = tensor.is_floating_point() and tensor.dtype.itemsize > 1
+    if step is not None and old.is_floating_point() and not number:
+        raise MiradaError(f"{where}: {step.files[0]!r} holds {tensor.dtype}, with which nothing "
+                          "can be computed; dtype= converts it if it is a float")
     new = nn.Parameter(tensor, old.requires_grad) if isinstance(old, nn.Parameter) else tensor
     for module, name, _ in places:
         (module._parameters if name in module._parameters else module._buffers)[name] = new
@@ -286,25 +349,34 @@ def _base(fam) -> list[str]:
 def save(model: Model, path) -> Path:
     """Write a model in the layout that other libraries read: config.json, model.safetensors and
     the tokenizer. The folder must be new or empty; it appears whole or not at all."""
-    target = Path(path)
-    if target.exists() and (not target.is_dir() or any(target.iterdir())):
+    target = Path(os.path.abspath(path))
+    if model.device.type == "meta":
+        raise MiradaError("this model was built without memory (device=\"meta\"): there are no "
+                          "numbers to save")
+    if os.path.lexists(target) and (not target.is_dir() or any(target.iterdir())):
         raise MiradaError(f"{target} is there already and not an empty folder; nothing was written. "
                           "Choose another name")
-    target.parent.mkdir(parents=True, exist_ok=True)
-    aside = Path(tempfile.mkdtemp(prefix=f".{target.name}-", dir=target.parent))
     try:
-        tensorfile.save(aside, export(model))
-        jsonfile.write(aside / "config.json", written_config(model))
-        if model.tokenizer is not None:
-            model.tokenizer.save(aside)
-        aside.chmod(0o755)
-        if target.exists():
-            target.rmdir()
-        os.rename(aside, target)
-    except BaseException:
-        shutil.rmtree(aside, ignore_errors=True)
-        raise
+        target.parent.mkdir(parents=True, exist_ok=True)
+        aside = Path(tempfile.mkdtemp(prefix=f".{target.name}-", dir=target.parent))
+        try:
+            _write(model, aside)
+            os.rename(aside, target)  # takes the place of an empty folder
+        except BaseException:
+            shutil.rmtree(aside, ignore_errors=True)
+            raise
+    except OSError as error:
+        raise WorkFailed(f"{target} could not be written, and nothing is there: "
+                         f"{error.strerror}") from None
     return target
+
+
+def _write(model: Model, folder: Path) -> None:
+    tensorfile.save(folder, export(model))
+    jsonfile.write(folder / "config.json", written_config(model))
+    if model.tokenizer is not None:
+        model.tokenizer.save(folder)
+    folder.chmod(0o755)
 
 
 def written_config(model: Model) -> dict:
@@ -314,17 +386,19 @@ def written_config(model: Model) -> dict:
         "model_type") or getattr(fam, "MODEL_TYPE", model.family)
     dtype = str(model.dtype).removeprefix("torch.")
     labels = getattr(model.config, "labels", 2)
-    named = {} if labels == 2 else {
-        "id2label": {str(n): f"LABEL_{n}" for n in range(labels)},
-        "label2id": {f"LABEL_{n}": n for n in range(labels)}}
-    return {**named, **configs.write(model.config, model.origin.raw), "model_type": kind,
-            "architectures": [model.architecture], "dtype": dtype}
+    written = configs.write(model.config, model.origin.raw)
+    if labels != 2 and len(written.get("id2label") or ()) != labels:
+        written["id2label"] = {str(n): f"LABEL_{n}" for n in range(labels)}
+        written["label2id"] = {f"LABEL_{n}": n for n in range(labels)}
+    written.pop("torch_dtype", None)  # its name in older files
+    return written | {"model_type": kind, "architectures": [model.architecture], "dtype": dtype}
 
 
 def tokenizer(model: Model):
     """The tokenizer that lies beside a model's weights, or None."""
     path = Path(model.origin.path)
-    names = ("tokenizer.json", "vocab.txt", "vocab.json", "spiece.model", "tokenizer.model")
+    names = ("tokenizer.json", "vocab.txt", "vocab.json", "spiece.model", "tokenizer.model",
+             "spm.model", "sentencepiece.bpe.model")
     if path.is_dir() and not any((path / name).is_file() for name in names):
         return None
     from mirada.text.tokenizer import Tokenizer
@@ -346,8 +420,7 @@ def _load_gguf(path: Path, dtype, device, ignore) -> Model:
         fam = family(GGUF[reader.architecture])
         raw, architecture = fam.from_gguf(reader)
         config, ignored = _config(fam, raw, path, ignore)
-        _check_depth(config, len(reader.names()), path)
-        model = assemble(fam, config, architecture)
+        model = _shell(fam, config, architecture, reader, path)
         model.origin = Origin(str(path), raw, ignored, dialect="gguf")
         weights = fam.gguf_weights(config)
         fill(model, reader, weights, dtype or torch.float32, device, ignore, str(path))

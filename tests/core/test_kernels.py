@@ -14,6 +14,7 @@ from mirada.core.attend import KERNELS, PREFERENCE, Attend, Call, Kernel, choose
 from mirada.core.bias import Alibi, Bias
 from mirada.core.cache import KV
 from mirada.core.mask import Mask
+from mirada.errors import MiradaError
 
 B, H, T, S, K, V = 2, 4, 6, 8, 8, 5
 TOLERANCE = {  # the largest difference from `exact` computed in float64 from the same numbers
@@ -86,7 +87,7 @@ def test_every_kernel_gives_what_exact_gives(which, name, groups, dtype):
         c = call(name, groups, dtype, variant)
         if KERNELS[which].cannot(c):
             assert choose(c) != which
-            with kernel(which), pytest.raises(ValueError, match=f"'{which}' cannot run this"):
+            with kernel(which), pytest.raises(MiradaError, match=f"'{which}' cannot run this"):
                 choose(c)
             continue
         got = KERNELS[which].run(c)
@@ -134,9 +135,9 @@ def test_a_pinned_kernel_runs_or_raises_and_only_within_its_context(monkeypatch)
         Attend()(c.q, c.kv, **seams)
     Attend()(c.q, c.kv, **seams)
     assert ran == ["sdpa", "exact", "sdpa", "exact", "sdpa"]
-    with kernel("sdpa"), pytest.raises(ValueError, match="'sdpa' cannot run this attention: it"):
+    with kernel("sdpa"), pytest.raises(MiradaError, match="'sdpa' cannot run this attention: it"):
         Attend()(c.q, c.kv, **seams, cap=3.0)
-    with pytest.raises(ValueError, match="no attention kernel is called 'flash9'; there are sdpa"):
+    with pytest.raises(MiradaError, match="no attention kernel is called 'flash9'; there are sdpa"):
         with kernel("flash9"):
             raise AssertionError("not reached")
     assert choose(c) == "sdpa"

@@ -30,8 +30,8 @@ def greedy(model, cache, most: int = 20) -> list[int]:
 @pytest.mark.parametrize("kind", ["growing", "static"])
 def test_it_answers(model, kind):
     assert model.tokenizer.encode(TEXT).ids == PROMPT
-    said = greedy(model, model.new_cache(kind, size=64))
-    assert model.tokenizer.decode(said, skip_special=False) == "The capital of France is Paris.<|im_end|>"
+    said = model.tokenizer.decode(greedy(model, model.new_cache(kind, size=64)), skip_special=False)
+    assert said == "The capital of France is Paris.<|im_end|>"
 
 
 def test_its_loss_on_a_sentence(model):

@@ -180,6 +180,8 @@ def test_named_templates():
     ours.templates |= {"tool_use": "T", "short": "S"}
     assert ours.render(TALK, template="short") == "S" and ours.render(TALK, tools=TOOLS) == "T"
     assert ours.render(TALK, template="{{ messages | length }}") == "4"
+    with pytest.raises(MiradaError, match="called 'longer' .default, tool_use, short"):
+        ours.render(TALK, template="longer")
 
 
 def test_errors_say_what_to_do():

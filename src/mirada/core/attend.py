@@ -17,6 +17,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from mirada.errors import MiradaError
+
 from .cache import KV
 from .mask import Mask
 
@@ -42,7 +44,7 @@ _pinned: ContextVar[str | None] = ContextVar("kernel", default=None)
 def kernel(name: str):
     """Within this context every attention runs the named kernel, or raises if it cannot."""
     if name not in KERNELS:
-        raise ValueError(f"no attention kernel is called {name!r}; there are {', '.join(KERNELS)}")
+        raise MiradaError(f"no attention kernel is called {name!r}; there are {', '.join(KERNELS)}")
     token = _pinned.set(name)
     try:
         yield
@@ -84,7 +86,7 @@ def choose(call: Call) -> str:
     if pinned is not None:
         reason = KERNELS[pinned].cannot(call)
         if reason:
-            raise ValueError(f"the kernel {pinned!r} cannot run this attention: {reason}")
+            raise MiradaError(f"the kernel {pinned!r} cannot run this attention: {reason}")
         return pinned
     return next(name for name in PREFERENCE if not KERNELS[name].cannot(call))
 

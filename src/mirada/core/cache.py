@@ -1,7 +1,7 @@
 """Key/value caches of one attention layer. Keys are stored after rotation.
 
 The protocol: `length` (B,), `update(k, v) -> KV`, `mask(mask, T)`, `crop(lengths)`,
-`reorder(index)`. `mask` is asked before `update`: it places T new queries behind what the cache holds.
+`reorder(index)`. `mask` is asked before `update`: it places T new queries behind what is held.
 """
 
 from __future__ import annotations
@@ -10,6 +10,8 @@ from dataclasses import dataclass, replace
 
 import torch
 from torch import Tensor
+
+from mirada.errors import MiradaError
 
 from .mask import Mask
 
@@ -65,9 +67,10 @@ class Growing:
     def crop(self, lengths: Tensor | int) -> None:
         """Forget all but the first `lengths` keys, the same number in each row."""
         n = _equal(lengths)
-        if n > self.size:
-            raise ValueError(f"cannot crop to {n} keys: the cache holds {self.size}")
-        self.k, self.v = self.k[:, :, :n], self.v[:, :, :n]
+        if not 0 <= n <= self.size:
+            raise MiradaError(f"cannot crop to {n} keys: the cache holds {self.size}")
+        if self.k is not None:
+            self.k, self.v = self.k[:, :, :n], self.v[:, :, :n]
 
     def reorder(self, index: Tensor) -> None:
         """Row b becomes what row index[b] was; index may be longer than the batch (beams)."""
@@ -129,7 +132,7 @@ class Static:
             self.length = torch.zeros(B, dtype=torch.long)
         needed = int(self.length.max()) + T
         if needed > self.size:
-            raise ValueError(f"the cache has room for {self.size} keys and {needed} are needed: "
+            raise MiradaError(f"the cache has room for {self.size} keys and {needed} are needed: "
                              "make it larger or crop it")
         at = (self.length[:, None] + torch.arange(T)).to(k.device)[:, None, :, None]  # (B, 1, T, 1)
         self.k = self.k.scatter_(2, at.expand_as(k), k)
@@ -140,8 +143,8 @@ class Static:
     def crop(self, lengths: Tensor | int) -> None:
         """Forget all but the first `lengths` keys; rows may differ."""
         lengths = torch.as_tensor(lengths).expand_as(self.length)
-        if (lengths > self.length).any():
-            raise ValueError(f"cannot crop to {lengths.tolist()} keys: the rows hold "
+        if ((lengths < 0) | (lengths > self.length)).any():
+            raise MiradaError(f"cannot crop to {lengths.tolist()} keys: the rows hold "
                              f"{self.length.tolist()}")
         self.length = lengths.clone()
 
@@ -193,9 +196,9 @@ class Rolling:
         """Take back the newest tokens, at most `margin` of them once older keys were dropped."""
         n = _equal(lengths)
         back = self.seen - n
-        dropped = self.seen > self.held
-        if back < 0 or back > self.held or (dropped and back > self.margin):
-            raise ValueError(f"cannot crop {self.seen} keys to {n}: a rolling cache with margin "
+        needed = self.keep - self.margin if self.seen > self.held else 0
+        if back < 0 or self.held - back < needed:
+            raise MiradaError(f"cannot crop {self.seen} keys to {n}: a rolling cache with margin "
                              f"{self.margin} has dropped what lies before")
         if back:
             self.k, self.v, self.seen = self.k[:, :, :-back], self.v[:, :, :-back], n
@@ -209,5 +212,5 @@ class Rolling:
 def _equal(lengths: Tensor | int) -> int:
     values = torch.as_tensor(lengths).reshape(-1)
     if (values != values[0]).any():
-        raise ValueError("this cache keeps rows of one length; Static takes rows that differ")
+        raise MiradaError("this cache keeps rows of one length; Static takes rows that differ")
     return int(values[0])

@@ -42,7 +42,13 @@ class Segments(nn.Embedding):
     """One vector a segment kind; all of a text is kind 0 where nothing is said."""
 
     def forward(self, kinds: Tensor | None) -> Tensor:
-        return self.weight[0] if kinds is None else super().forward(kinds)
+        if kinds is None:
+            return self.weight[0]
+        low, high = (0, 0) if kinds.device.type != "cpu" else map(int, kinds.aminmax())
+        if low < 0 or high >= self.num_embeddings:
+            raise MiradaError(f"token_type_ids hold segment kind {low if low < 0 else high}; this "
+                              f"model has {self.num_embeddings}, counted from 0")
+        return super().forward(kinds)
 
 
 class Patches(nn.Module):

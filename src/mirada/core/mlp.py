@@ -29,10 +29,17 @@ class XIELU(nn.Module):
 
     def __init__(self):
         super().__init__()
-        self.alpha_p = nn.Parameter(torch.tensor([math.log(math.expm1(0.8))]))
-        self.alpha_n = nn.Parameter(torch.tensor([math.log(math.expm1(0.8 - 0.5))]))
-        self.register_buffer("beta", torch.tensor(0.5))
-        self.register_buffer("eps", torch.tensor(-1e-6))
+        self.alpha_p, self.alpha_n = nn.Parameter(torch.empty(1)), nn.Parameter(torch.empty(1))
+        self.register_buffer("beta", torch.empty(()))
+        self.register_buffer("eps", torch.empty(()))
+        self.reset_parameters()
+
+    @torch.no_grad()
+    def reset_parameters(self) -> None:
+        self.beta.fill_(0.5)
+        self.eps.fill_(-1e-6)
+        self.alpha_p.fill_(math.log(math.expm1(0.8)))
+        self.alpha_n.fill_(math.log(math.expm1(0.8 - 0.5)))
 
     def forward(self, x: Tensor) -> Tensor:
         up, down = F.softplus(self.alpha_p), self.beta + F.softplus(self.alpha_n)

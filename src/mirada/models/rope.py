@@ -84,7 +84,7 @@ def scaling(c: Rope, dim: int, context: int):
             return Yarn(factor, original, c.rope_fast or 32.0, c.rope_slow or 1.0,
                         _warmth(c, factor), c.rope_whole)
         case "longrope" if len(c.rope_short) == len(c.rope_long) == dim // 2:
-            grown = 1 + math.log(max(factor, 1)) / math.log(original)
+            grown = 1 + math.log(max(factor, 1)) / math.log(max(original, 2))
             warmth = math.sqrt(grown) if c.rope_temperature is None else c.rope_temperature
             return ByChannel(c.rope_short, c.rope_long, original, warmth)
     raise MiradaError(f"{AT}rope_type {c.rope!r}: the keys beside it do not make sense for heads "

@@ -279,6 +279,9 @@ class Tokenizer:
             raise MiradaError(
                 f"{self.path}: this model has no chat template; use a chat model, or pass template="
             )
+        if template and template not in self.templates and "{" not in template:
+            known = ", ".join(self.templates) or "none"
+            raise MiradaError(f"{self.path}: no chat template is called {template!r} ({known})")
         names = {f"{role}_token": token for role, token in self.tokens.items()}
 
         def draw(messages, tools) -> str:

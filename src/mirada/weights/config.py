@@ -6,7 +6,6 @@ A family's Config is a frozen dataclass whose fields are made by `key(name in th
 from __future__ import annotations
 
 import dataclasses
-import math
 import types
 import typing
 
@@ -29,7 +28,7 @@ num_return_sequences forced_bos_token_id forced_eos_token_id remove_invalid_valu
 exponential_decay_length_penalty suppress_tokens begin_suppress_tokens
 """.split()} | {"pruned_heads": {}, "use_bfloat16": False, "tf_legacy_loss": False,
                 "chunk_size_feed_forward": ANY}  # chunking the MLP changes memory, not numbers
-EXECUTABLE = ("auto_map", "custom_pipelines", "trust_remote_code", "quantization_config")
+EXECUTABLE = ("auto_map", "custom_pipelines", "trust_remote_code", "quantization_config")  # and _*
 LIMIT = 1 << 24  # no size in a config is larger
 
 
@@ -64,10 +63,11 @@ def read(cls, raw: dict, path, *, inert: dict | None = None, ignore=()) -> Readi
     fields = {f.metadata["file"]: f for f in dataclasses.fields(cls) if "file" in f.metadata}
     for name, value in known.items():
         if name in fields and name not in ignore:
-            values[fields[name].name] = _checked(value, hints[fields[name].name], fields[name], path)
+            f = fields[name]
+            values[f.name] = _checked(value, hints[f.name], f.metadata, path, name)
         elif name in ignore:
             ignored[name] = "left out as asked"
-        elif name in EXECUTABLE or name.startswith("_"):
+        elif not _passed_on(name):
             ignored[name] = "never acted on"
         elif name not in inert:
             raise _unknown(name, value, path)
@@ -90,21 +90,34 @@ def write(config, raw: dict | None = None) -> dict:
             if "file" in f.metadata}
     ours = {k: list(v) if isinstance(v, tuple) else v for k, v in ours.items()}
     ours = config.restore(ours) if hasattr(config, "restore") else ours
-    kept = {k: v for k, v in (raw or {}).items() if k not in EXECUTABLE and k not in ours}
+    kept = {k: v for k, v in (raw or {}).items() if _passed_on(k) and k not in ours}
     return kept | ours
 
 
+def check(config, where: str) -> None:
+    """Raise MiradaError where a field of a Config holds what no file could say."""
+    hints = typing.get_type_hints(type(config))
+    for f in dataclasses.fields(config):
+        if "file" in f.metadata:
+            _checked(getattr(config, f.name), hints[f.name], f.metadata, where, f.name)
+
+
+def _passed_on(name: str) -> bool:
+    """False for keys that make other programs run something: never acted on, never written."""
+    return name not in EXECUTABLE and not name.startswith("_")
+
+
 def _unknown(name: str, value, path) -> MiradaError:
-    shown = repr(value) if len(repr(value)) < 60 else repr(value)[:57] + "..."
+    shown = repr(value)
+    shown = shown if len(shown) < 60 else shown[:57] + "..."
     return UntrustedInputError(
         path, name, f"this key (value {shown}) is not known for this architecture, and a model "
         f"built without it could be silently wrong; if it changes no number, load with "
         f"ignore=[{name!r}] (--ignore {name})")
 
 
-def _checked(value, hint, f: dataclasses.Field, path):
+def _checked(value, hint, meta, path, name: str):
     """value if it is what the field takes, else a clear error. bool is not an int here."""
-    name, meta = f.metadata["file"], f.metadata
     if not _is(value, hint):
         raise UntrustedInputError(path, name, f"{value!r} is not {_named(hint)}")
     if isinstance(value, list):
@@ -112,7 +125,7 @@ def _checked(value, hint, f: dataclasses.Field, path):
     for part in value if isinstance(value, tuple) else (value,):
         if isinstance(part, bool) or not isinstance(part, (int, float)):
             continue
-        if not math.isfinite(part) or abs(part) > meta["high"]:
+        if not abs(part) <= meta["high"]:  # so written, NaN is refused too
             raise UntrustedInputError(path, name, f"{part!r} is out of range (at most "
                                       f"{meta['high']})")
         if meta["low"] is not None and part < meta["low"]:
