@@ -217,17 +217,16 @@ class Model(nn.Module):
         if given is None:
             raise MiradaError("this model reads tokens: call it with input_ids=(batch, tokens), and "
                               "its decoder with decoder_input_ids")
-        self._check_ids(inputs.input_ids, "token id", getattr(self.config, "vocab", None))
-        self._check_ids(inputs.token_type_ids, "token type", getattr(self.config, "types", None))
+        self._check_ids(inputs.input_ids)
         self._check_width(inputs.inputs_embeds)
         (B, T), past = given.shape[:2], 0
         if cache is not None:
             past = int(next(iter(cache.length), torch.tensor(0)))
         _check_shape("attention_mask", attention_mask, (B, past + T),
-                     f"each row's {past} cached and {T} new tokens")
-        _check_shape("token_type_ids", inputs.token_type_ids, (B, T), "input_ids")
-        _check_shape("position_ids", positions, (B, T), "input_ids", one_row=True)
-        _check_shape("segment_ids", segments, (B, T), "input_ids")
+                     f"the {past} cached and {T} new tokens")
+        _check_shape("token_type_ids", inputs.token_type_ids, (B, T), "the tokens")
+        _check_shape("position_ids", positions, (B, T), "the tokens", one_row=True)
+        _check_shape("segment_ids", segments, (B, T), "the tokens")
         if positions is None and attention_mask is None:
             positions = torch.arange(past, past + T, device=given.device)[None]
         elif positions is None:  # differs: references count pads too, unless generate() tells them
@@ -240,9 +239,8 @@ class Model(nn.Module):
 
     def _refuse_unread(self, **given) -> None:
         """An argument that this kind of model does not read would be a silent mistake."""
-        sees = not hasattr(self.config, "vocab")
-        unread = {"input_ids", "attention_mask", "position_ids", "inputs_embeds"} if sees else {
-            "pixel_values", "bool_masked_pos"}
+        words = {"input_ids", "attention_mask", "position_ids", "inputs_embeds"}
+        unread = {"pixel_values", "bool_masked_pos"} if hasattr(self.config, "vocab") else words
         unread |= {"segment_ids"} if self.encoder_decoder else {
             "decoder_input_ids", "decoder_attention_mask", "decoder_inputs_embeds",
             "encoder_outputs"}
@@ -254,21 +252,21 @@ class Model(nn.Module):
             raise MiradaError(f"{self.architecture} does not read {', '.join(sorted(found))}: "
                               "leave it out")
 
-    def _check_ids(self, ids: Tensor | None, what: str, count: int | None) -> None:
-        """ids (B, T) must be whole numbers below `count`; values are looked at on the CPU only."""
+    def _check_ids(self, ids: Tensor | None) -> None:
+        """ids (B, T) must be of the vocabulary; their values are looked at on the CPU only."""
         if ids is None:
             return
         if not torch.is_tensor(ids) or ids.ndim != 2 or ids.numel() == 0 or ids.is_floating_point():
             shown = f"{ids.dtype} {tuple(ids.shape)}" if torch.is_tensor(ids) else type(ids).__name__
-            raise MiradaError(f"{what}s must be a tensor of whole numbers, (batch, tokens) with at "
-                              f"least one token; this is {shown}")
-        if ids.device.type != "cpu" or not count:
+            raise MiradaError(f"input_ids must be a tensor of whole numbers, (batch, tokens) with "
+                              f"at least one token; this is {shown}")
+        if ids.device.type != "cpu":
             return
         low, high = int(ids.min()), int(ids.max())
-        if low < 0 or high >= count:
+        if low < 0 or high >= self.config.vocab:
             bad = low if low < 0 else high
-            raise MiradaError(f"{what} {bad} is not one of this model's {count}; was the text "
-                              "encoded with its tokenizer?")
+            raise MiradaError(f"token id {bad} is not in this model's vocabulary of "
+                              f"{self.config.vocab}; was the text encoded with its tokenizer?")
 
     def _check_width(self, embeds) -> None:
         if embeds is None:
@@ -328,6 +326,8 @@ def _check_shape(name: str, given, shape: tuple[int, int], of: str, one_row=Fals
     """given must be a tensor of `shape`, or with one_row of a single row of it."""
     if given is None:
         return
-    found = tuple(given.shape) if torch.is_tensor(given) else type(given).__name__
+    found = tuple(given.shape) if torch.is_tensor(given) else ()
     if found != shape and not (one_row and found == (1, shape[1])):
-        raise MiradaError(f"{name} must be a tensor of shape {shape}, as {of}; this is {found}")
+        says = "{} rows and {} columns".format(*found) if len(found) == 2 else f"shape {found}"
+        raise MiradaError(f"{name} has {says}; it must be a tensor of {shape[0]} rows and "
+                          f"{shape[1]} columns, for {of}")

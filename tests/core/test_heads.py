@@ -5,6 +5,10 @@ import torch
 import torch.nn.functional as F
 import transformers
 from torch import nn
+from transformers.loss.loss_utils import (
+    ForQuestionAnsweringLoss,
+    ForSequenceClassificationLoss,
+)
 
 from mirada.core import heads
 from mirada.core.context import Ctx, Inputs
@@ -130,32 +134,25 @@ def test_tokens_are_scored_where_they_stand():
     assert torch.allclose(heads.token({"logits": logits}, labels), torch.stack(terms).mean())
 
 
-def reference(labels: int):
-    """GPT-2's classifier in the reference with pooled logits taken as they are."""
-    config = transformers.GPT2Config(num_labels=labels)
-    loss = transformers.loss.loss_utils.ForSequenceClassificationLoss
-
-    def compute(logits, wanted):
-        config.problem_type = None
-        return loss(wanted, logits, config)
-
-    return compute
+KINDS = {  # outputs, labels
+    "regression": (1, lambda: torch.randn(4)),
+    "regression of counts": (1, lambda: torch.tensor([1, 0, 2, 5])),
+    "yes or no": (3, lambda: torch.rand(4, 3).round()),
+    "classes": (3, lambda: torch.tensor([2, 0, 1, 1])),
+}
 
 
-@pytest.mark.parametrize("logits, labels", [
-    (torch.randn(4, 1), torch.randn(4)),  # regression
-    (torch.randn(4, 1), torch.tensor([1, 0, 2, 5])),
-    (torch.randn(4, 3), torch.rand(4, 3).round()),  # several yes and no
-    (torch.randn(4, 3), torch.tensor([2, 0, 1, 1])),
-], ids=["regression", "regression of counts", "yes or no", "classes"])
-def test_one_label_a_row_is_scored_as_the_reference_does(logits, labels):
+@pytest.mark.parametrize("kind", KINDS)
+def test_one_label_a_row_is_scored_as_the_reference_does(kind):
+    outputs, make = KINDS[kind]
+    logits, labels = torch.randn(4, outputs), make()
     ours = heads.label({"logits": logits}, labels)
-    wanted = labels.float() if logits.shape[1] == 1 else labels
-    assert torch.allclose(ours, reference(logits.shape[1])(logits, wanted))
-    if logits.shape[1] == 1:
+    config = transformers.GPT2Config(num_labels=outputs)
+    wanted = labels.float() if outputs == 1 else labels
+    assert torch.allclose(ours, ForSequenceClassificationLoss(wanted, logits, config))
+    if outputs == 1:
         assert torch.allclose(ours, (logits[:, 0] - labels).pow(2).mean())
-        assert torch.allclose(ours, heads.label({"logits": logits}, labels[:, None]))
-    elif not labels.is_floating_point():
+    if labels.ndim == 1:
         assert torch.equal(ours, heads.label({"logits": logits}, labels[:, None]))
 
 
@@ -163,7 +160,7 @@ def test_where_an_answer_begins_and_ends():
     start, end = torch.randn(2, 3, 5)
     first, last = torch.tensor([0, 4, 9]), torch.tensor([2, 5, 1])  # 9 and 5 lie past the end
     out = {"start_logits": start, "end_logits": end}
-    theirs = transformers.loss.loss_utils.ForQuestionAnsweringLoss(start, end, first, last)
+    theirs = ForQuestionAnsweringLoss(start, end, first, last)
     a = -start.log_softmax(-1)[[0, 1], [0, 4]].mean()
     b = -end.log_softmax(-1)[[0, 2], [2, 1]].mean()
     ours = heads.span(out, first, last)

@@ -134,7 +134,7 @@ def test_labels_must_be_the_heads():
         pair(ids, labels=ids)
     with pytest.raises(MiradaError, match="attention_maks: its head has no loss"):
         plain(ids, attention_maks=torch.ones_like(ids))
-    with pytest.raises(MiradaError, match="segment kind 2"):
+    with pytest.raises(MiradaError, match="between 0 and 1"):
         plain(ids, token_type_ids=torch.full_like(ids, 2))
 
 

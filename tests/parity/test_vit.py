@@ -88,7 +88,7 @@ def test_published_sizes(size, count):
     ({"pixel_values": torch.zeros(3, 32, 32)}, r"given \(3, 32, 32\)"),
     ({"pixel_values": torch.zeros(1, 3, 32, 40)}, r"\(32, 40\) pixels and the model \(32, 32\)"),
     ({"pixel_values": torch.zeros(1, 1, 64, 64), "interpolate_pos_encoding": True}, "3 channels"),
-    ({"input_ids": torch.zeros(1, 4, dtype=torch.long)}, "no pixel_values"),
+    ({"input_ids": torch.zeros(1, 4, dtype=torch.long)}, "does not read input_ids"),
     ({"pixel_values": torch.zeros(1, 3, 32, 32), "bool_masked_pos": torch.ones(1, 16).bool()},
      "no vector for hidden patches"),
 ])
@@ -117,6 +117,21 @@ def test_hidden_patches_may_be_ones_and_the_loss_counts_them_alone():
     assert out.reconstruction.shape == pixels.shape
     assert torch.allclose(out.loss, wrong, rtol=1e-5)
     assert torch.equal(vit(pixel_values=pixels, bool_masked_pos=masked.bool()).loss, out.loss)
+
+
+def test_a_body_without_its_pooler(tmp_path):
+    theirs = transformers.ViTModel(transformers.ViTConfig(**TINY), add_pooling_layer=False).eval()
+    theirs.save_pretrained(tmp_path / "theirs")
+    vit = mirada.load(tmp_path / "theirs")
+    pixels = torch.randn(1, 3, 24, 24)
+    out = vit(pixel_values=pixels)
+    assert list(out) == ["last_hidden_state"]
+    wanted = theirs(pixels).last_hidden_state
+    assert (out.last_hidden_state - wanted).abs().max() < 1e-5
+    mirada.save(vit, tmp_path / "ours")
+    names = load_file(tmp_path / "ours" / "model.safetensors").keys()
+    assert names == load_file(tmp_path / "theirs" / "model.safetensors").keys()
+    assert not any("pooler" in name for name in names)
 
 
 def test_files_with_parts_that_a_head_does_not_use_keep_them(tmp_path):

@@ -44,10 +44,9 @@ class Segments(nn.Embedding):
     def forward(self, kinds: Tensor | None) -> Tensor:
         if kinds is None:
             return self.weight[0]
-        low, high = (0, 0) if kinds.device.type != "cpu" else map(int, kinds.aminmax())
-        if low < 0 or high >= self.num_embeddings:
-            raise MiradaError(f"token_type_ids hold segment kind {low if low < 0 else high}; this "
-                              f"model has {self.num_embeddings}, counted from 0")
+        last = self.num_embeddings - 1
+        if kinds.device.type == "cpu" and not 0 <= int(kinds.min()) <= int(kinds.max()) <= last:
+            raise MiradaError(f"token_type_ids must lie between 0 and {last} in this model")
         return super().forward(kinds)
 
 

@@ -6,6 +6,8 @@ with the labels it is given, under the names that the loss takes.
 
 from __future__ import annotations
 
+from collections.abc import Callable
+
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
@@ -76,7 +78,7 @@ class LMHead(nn.Module):
         if tied is not None:
             self.out.weight = tied
         self.scale, self.cap = scale, cap
-        self.loss = next_token if shift else token
+        self.loss: Callable[..., Tensor] = next_token if shift else token
 
     def forward(self, x: Tensor, inputs: Inputs, ctx: Ctx) -> dict[str, Tensor]:
         logits = self.out(self.transform(x) * self.scale)  # (B, T, V)

@@ -9,7 +9,7 @@ from torch import nn
 
 from .attention import Attention
 from .bias import Buckets
-from .mlp import LEARNED
+from .mlp import XIELU
 from .norm import LayerNorm, LayerScale, RMSNorm
 
 NORMS = (LayerNorm, RMSNorm, LayerScale)
@@ -61,7 +61,7 @@ def scaled(model: nn.Module, factor: float = 1.0):
 def reset(model: nn.Module):
     """What the modules' own constructors give, for a model that was built without memory."""
     for module in model.modules():
-        if isinstance(module, (LayerNorm, *LEARNED.values())):
+        if isinstance(module, (LayerNorm, nn.PReLU, XIELU)):
             module.reset_parameters()
         elif isinstance(module, RMSNorm):
             module.weight.fill_(1.0 - module.offset)

@@ -128,9 +128,8 @@ def weights(c: Config) -> Weights:
         (attn + "pos_key_proj.{p}", "blocks.{i}." + bias + "key.{p}"),
         (attn + "pos_query_proj.{p}", "blocks.{i}." + bias + "query.{p}"),
         (body + "conv.(conv|LayerNorm).{p}", "blocks.0.(conv|norm).{p}"),
-        ("pooler.dense.{p}", "head.pool.dense.{p}"),
+        ("pooler.dense.{p}", "head.pool.dense.{p}"), ("qa_outputs.{p}", "head.span.{p}"),
         ("classifier.{p}", "head.score.{p}"), ("classifier.{p}", "head.tag.{p}"),
-        ("qa_outputs.{p}", "head.span.{p}"),
     ], prefix="deberta.", renames=bert.OLD + bert.TWICE * c.tied, carried=(
         "deberta.embeddings.position_embeddings.weight", body + "rel_embeddings.weight",
         body + "LayerNorm.{p}", "mask_predictions.{a}.{p}", new + "{p}", new + "{a}.{p}",
@@ -142,11 +141,10 @@ init = bert.init
 INERT = {"hidden_dropout_prob": ANY, "attention_probs_dropout_prob": ANY, "pooler_dropout": ANY,
          "cls_dropout": ANY, "z_steps": 0,
          "pooler_hidden_size": ANY, "attention_head_size": ANY}  # what the width says, or no model
-V3 = dict(absolute=False, relative=True, terms=("p2c", "c2p"), buckets=256, shared=True,
-          normed="layer_norm")
+V3 = Config(absolute=False, relative=True, terms=("p2c", "c2p"), buckets=256, shared=True,
+            normed="layer_norm")
 SIZES = {
-    "v3-base": Config(**V3), "v3-small": Config(layers=6, **V3),
-    "v3-large": Config(d=1024, layers=24, heads=16, hidden=4096, **V3),
-    "tiny": Config(vocab=1024, context=128, d=64, layers=2, heads=4, hidden=256,
-                   **V3 | {"buckets": 16}),
+    "v3-base": V3, "v3-small": replace(V3, layers=6),
+    "v3-large": replace(V3, d=1024, layers=24, heads=16, hidden=4096),
+    "tiny": replace(V3, vocab=1024, context=128, d=64, layers=2, heads=4, hidden=256, buckets=16),
 }

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import torch.nn.functional as F
 from torch import Tensor, nn
@@ -38,7 +38,12 @@ class Config:
     stride: int = key("encoder_stride", 16, low=1)  # pixels a patch becomes when reconstructed
     pooled: int | None = key("pooler_output_size", None, low=1)  # d when None
     pool_act: str = key("pooler_act", "tanh", choices=NAMES)
+    pooler: bool = True
     labels: int = 2
+
+    def settle(self, names) -> Config:
+        """The files do not say whether a bare body has a pooler; its tensors do."""
+        return replace(self, pooler=any(name.endswith("pooler.dense.weight") for name in names))
 
 
 def build(c: Config, *, masks=False) -> Stack:
@@ -90,7 +95,8 @@ class Reconstruction(nn.Module):
 
 HEADS = {
     "ViTForImageClassification": lambda c, body: Classifier(c.d, c.labels, First()),
-    "ViTModel": lambda c, body: Pooled(Pooler(c.d, activation(c.pool_act), c.pooled)),
+    "ViTModel": lambda c, body: Pooled(
+        Pooler(c.d, activation(c.pool_act), c.pooled) if c.pooler else None),
     "ViTForMaskedImageModeling": lambda c, body: Reconstruction(c),
 }
 BODIES = {"ViTForMaskedImageModeling": lambda c: build(c, masks=True)}

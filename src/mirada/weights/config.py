@@ -67,7 +67,7 @@ def read(cls, raw: dict, path, *, inert: dict | None = None, ignore=()) -> Readi
             values[f.name] = _checked(value, hints[f.name], f.metadata, path, name)
         elif name in ignore:
             ignored[name] = "left out as asked"
-        elif not _passed_on(name):
+        elif not passed_on(name):
             ignored[name] = "never acted on"
         elif name not in inert:
             raise _unknown(name, value, path)
@@ -90,7 +90,7 @@ def write(config, raw: dict | None = None) -> dict:
             if "file" in f.metadata}
     ours = {k: list(v) if isinstance(v, tuple) else v for k, v in ours.items()}
     ours = config.restore(ours) if hasattr(config, "restore") else ours
-    kept = {k: v for k, v in (raw or {}).items() if _passed_on(k) and k not in ours}
+    kept = {k: v for k, v in (raw or {}).items() if passed_on(k) and k not in ours}
     return kept | ours
 
 
@@ -102,7 +102,7 @@ def check(config, where: str) -> None:
             _checked(getattr(config, f.name), hints[f.name], f.metadata, where, f.name)
 
 
-def _passed_on(name: str) -> bool:
+def passed_on(name: str) -> bool:
     """False for keys that make other programs run something: never acted on, never written."""
     return name not in EXECUTABLE and not name.startswith("_")
 
