@@ -27,16 +27,14 @@ hypothesis.settings.load_profile("fixed")
 
 NO_SKIP = os.environ.get("MIRADA_NO_SKIP") == "1"
 CORE = Path(__file__).parent / "core"
-FAST_CHECKS = {"outputs", "cached", "left_padding"}  # of each parity row
 
 
 @pytest.hookimpl(tryfirst=True)
 def pytest_collection_modifyitems(items):
-    """Mark what mutants are run against: the core's own tests, and some of each parity row."""
+    """Mark what mutants are run against: the core's own tests (and some parity rows, which mark
+    themselves)."""
     for item in items:
-        check = getattr(item, "callspec", None) and item.callspec.params.get("check")
-        parity = item.get_closest_marker("parity") and check in FAST_CHECKS
-        if CORE in item.path.parents or parity:
+        if CORE in item.path.parents:
             item.add_marker(pytest.mark.fast)
 
 

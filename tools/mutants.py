@@ -311,7 +311,9 @@ def copy_tree(root: Path, place: Path):
     for name in ("src", "tests", "tools"):
         if (root / name).is_dir():
             shutil.copytree(root / name, place / name, ignore=ignore)
-    shutil.copy(root / "pyproject.toml", place)
+    for path in root.iterdir():
+        if path.is_file() and not path.name.startswith("."):
+            shutil.copy(path, place)
 
 
 def pytest_in(place: Path, arguments: list[str], seconds: int) -> subprocess.CompletedProcess:

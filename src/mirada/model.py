@@ -215,8 +215,8 @@ class Model(nn.Module):
             return Ctx()
         given = inputs.inputs_embeds if inputs.input_ids is None else inputs.input_ids
         if given is None:
-            raise MiradaError("this model reads tokens: call it with input_ids=(batch, tokens), and "
-                              "its decoder with decoder_input_ids")
+            raise MiradaError("this model reads tokens: call it with input_ids=(batch, tokens), "
+                              "and its decoder with decoder_input_ids")
         self._check_ids(inputs.input_ids)
         self._check_width(inputs.inputs_embeds)
         (B, T), past = given.shape[:2], 0
@@ -256,10 +256,12 @@ class Model(nn.Module):
         """ids (B, T) must be of the vocabulary; their values are looked at on the CPU only."""
         if ids is None:
             return
-        if not torch.is_tensor(ids) or ids.ndim != 2 or ids.numel() == 0 or ids.is_floating_point():
-            shown = f"{ids.dtype} {tuple(ids.shape)}" if torch.is_tensor(ids) else type(ids).__name__
-            raise MiradaError(f"input_ids must be a tensor of whole numbers, (batch, tokens) with "
-                              f"at least one token; this is {shown}")
+        if not torch.is_tensor(ids):
+            raise MiradaError(f"input_ids must be a tensor, (batch, tokens), and not a "
+                              f"{type(ids).__name__}")
+        if ids.ndim != 2 or ids.numel() == 0 or ids.is_floating_point():
+            raise MiradaError(f"input_ids must be whole numbers, (batch, tokens) with at least one "
+                              f"token; they are {ids.dtype} of shape {tuple(ids.shape)}")
         if ids.device.type != "cpu":
             return
         low, high = int(ids.min()), int(ids.max())
@@ -281,9 +283,13 @@ class Model(nn.Module):
     def _shifted(self, labels: Tensor | None) -> Tensor:
         if labels is None:
             raise MiradaError("an encoder-decoder needs decoder_input_ids, or labels to shift")
-        first = labels.new_full((len(labels), 1), self.config.start)
         pad = getattr(self.config, "pad", 0)
-        return torch.cat([first, labels[:, :-1].masked_fill(labels[:, :-1] < 0, pad)], 1)
+        labels = labels.masked_fill(labels < 0, pad)
+        if self.config.start is None:  # the last real token, a language's name, comes first
+            first = labels.gather(1, (labels != pad).sum(1, keepdim=True) - 1)
+        else:
+            first = labels.new_full((len(labels), 1), self.config.start)
+        return torch.cat([first, labels[:, :-1]], 1)
 
     def _last(self, x: Tensor, keep: int) -> Tensor:
         """The last `keep` tokens of x (B, T, D), all when 0: what a language-model head scores."""

@@ -21,7 +21,6 @@ from mirada.weights import config as configs
 from mirada.weights import jsonfile, tensorfile
 from mirada.weights.rows import Plan, Step
 
-
 LEAST = 6  # tensors in any block's file: two norms, q k v as one, o, up, down
 
 
@@ -143,15 +142,15 @@ def locate(source, hub: bool = False) -> Path:
     if hub:
         return _fetched(str(source))
     raise MiradaError(f"{source}: no such folder or file, and no short name "
-                      f"({', '.join(shelf.names())}). A hub id is fetched only when asked: hub=True "
-                      "or --hub")
+                      f"({', '.join(shelf.names())}). A hub id is fetched only when asked: "
+                      "hub=True or --hub")
 
 
 def _fetched(source: str) -> Path:
     try:
         from huggingface_hub import snapshot_download
     except ImportError:
-        raise MiradaError("fetching from the hub needs the extra: pip install 'mirada[hub]'") from None
+        raise MiradaError("fetching from the hub needs: pip install 'mirada[hub]'") from None
     try:
         return Path(snapshot_download(source, allow_patterns=[
             "*.json", "*.safetensors", "*.txt", "*.model", "*.jinja"]))
@@ -354,8 +353,8 @@ def save(model: Model, path) -> Path:
         raise MiradaError("this model was built without memory (device=\"meta\"): there are no "
                           "numbers to save")
     if os.path.lexists(target) and (not target.is_dir() or any(target.iterdir())):
-        raise MiradaError(f"{target} is there already and not an empty folder; nothing was written. "
-                          "Choose another name")
+        raise MiradaError(f"{target} is there already and not an empty folder; nothing was "
+                          "written. Choose another name")
     try:
         target.parent.mkdir(parents=True, exist_ok=True)
         aside = Path(tempfile.mkdtemp(prefix=f".{target.name}-", dir=target.parent))

@@ -9,6 +9,7 @@ import torch
 import transformers
 from torch import nn
 from transformers.models.bloom.modeling_bloom import build_alibi_tensor
+from transformers.models.deberta_v2.modeling_deberta_v2 import make_log_bucket_position
 from transformers.models.mpt.modeling_mpt import build_mpt_alibi_tensor
 from transformers.models.swin.modeling_swin import SwinRelativePositionBias
 from transformers.models.t5.modeling_t5 import T5Attention
@@ -295,6 +296,21 @@ def test_disentangled_terms_by_their_sums(terms, buckets, farthest):
         if "query" in parts:
             wanted += (k[0, h, j] @ parts["query"](row)[h * K:(h + 1) * K]).item()
         assert got[0, h, i, j].item() == pytest.approx(0.3 * wanted, abs=1e-12)
+
+
+@pytest.mark.parametrize("buckets, farthest", [(4, 8), (6, 50), (16, 40), (64, 100), (256, 512)])
+def test_log_buckets_of_every_distance(buckets, farthest):
+    scheme = Disentangled(Places(2 * buckets, D), H, 1.0, buckets=buckets, farthest=farthest)
+    distance = torch.arange(-2 * farthest, 2 * farthest + 1)
+    theirs = make_log_bucket_position(distance, buckets, farthest) + buckets
+    ours = scheme.index(distance, torch.zeros(1, dtype=torch.long))
+    assert torch.equal(ours[0, 0, :, 0], theirs.long().clamp(0, 2 * buckets - 1))
+
+
+@pytest.mark.parametrize("buckets, farthest", [(1, 9), (8, 5), (8, 4)])
+def test_log_buckets_that_cannot_be_are_refused(buckets, farthest):
+    with pytest.raises(MiradaError, match="must lie farther"):
+        Disentangled(Places(8, D), H, 1.0, buckets=buckets, farthest=farthest)
 
 
 def test_a_bias_enters_the_scores_after_the_cap_and_before_the_mask():

@@ -81,6 +81,8 @@ def test_hidden_patches_become_one_vector_before_positions_are_added():
         assert torch.equal(x[:, [0, 1, 3]], seen[:, [0, 1, 3]])
         assert torch.allclose(x[:, [2, 4]], embed.hidden + embed.position[:, [2, 4]])
     assert Patches((8, 8), (4, 4), 1, 5).hidden is None
+    with pytest.raises(MiradaError, match=r"must be \(1, 4\), and is \(1, 5\)"):
+        embed(Inputs(pixel_values=pixels, bool_masked_pos=torch.zeros(1, 5)), Ctx())
 
 
 def test_a_stretched_grid_keeps_the_class_position_and_its_corners_order():
@@ -117,6 +119,8 @@ def test_pictures_drop_out_in_training_only():
     (Inputs(pixel_values=torch.zeros(1, 2, 9, 8)), "interpolate_pos_encoding=True"),
     (Inputs(pixel_values=torch.zeros(1, 2, 8, 8), bool_masked_pos=torch.ones(1, 4)),
      "no vector for hidden patches"),
+    (Inputs(pixel_values=torch.zeros(1, 2, 9, 3), interpolate_pos_encoding=True), "than one patch"),
+    (Inputs(pixel_values=torch.zeros(1, 2, 3, 9), interpolate_pos_encoding=True), "than one patch"),
 ])
 def test_what_is_no_picture_for_a_model_is_said(inputs, said):
     embed = Patches((8, 8), (4, 4), 2, 5)

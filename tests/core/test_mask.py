@@ -157,6 +157,10 @@ def test_a_mask_is_made_dense_once_a_pass(monkeypatch):
     assert (shared & own[0]).dense(T - 1, S).shape[2] == T - 1
 
 
+def test_a_mask_reads_as_its_fields():
+    assert "memo" not in repr(Mask(causal=True)) and "causal=True" in repr(Mask(causal=True))
+
+
 def test_the_memo_outlives_no_identity():
     # ids of dead tensors are used again: what a key names must stay alive as long as the key
     mask = Mask(causal=True)

@@ -14,15 +14,11 @@ T5 = Row("T5ForConditionalGeneration", "T5Config", dict(
 
 
 def prompts(row: Row, seed: int, rows: int = 3, length: int = 8) -> dict:
-    """Unequal prompts: row n has n pads, on the left (on the right for an encoder)."""
+    """Unequal prompts: the mask hides the first n tokens of row n, which are ordinary ones."""
     generator = torch.Generator().manual_seed(seed)
     ids = torch.randint(3, row.settings["vocab_size"], (rows, length), generator=generator)
-    mask = torch.ones_like(ids)
-    for n in range(rows):
-        mask[n, :n] = 0
-    mask = mask if row is GPT2 else mask.flip(1)
-    return {"input_ids": ids.masked_fill(mask == 0, row.settings["pad_token_id"]),
-            "attention_mask": mask}
+    hidden = torch.arange(length) < torch.arange(rows)[:, None]
+    return {"input_ids": ids, "attention_mask": (~hidden).long()}
 
 
 def written(pair: Pair, batch: dict, **options) -> torch.Tensor:

@@ -72,6 +72,19 @@ def test_beams_share_no_cache():
         assert torch.equal(got, wanted)
 
 
+def test_early_stopping_stops_early():
+    both, batch = pair(GPT2), prompts(GPT2, 2)
+    plain = both.ours.generate(**batch, num_beams=3, max_new_tokens=LONG)
+    eos, passes = [ends(plain[n:], 8, 2) for n in range(3)], []
+    hook = both.ours.head.register_forward_hook(lambda *_: passes.append(1))
+    for early in (True, "never"):
+        both.ours.generate(**batch, num_beams=3, max_new_tokens=LONG, early_stopping=early,
+                           length_penalty=2.0, eos_token_id=eos)
+        passes.append(0)
+    hook.remove()
+    assert passes.index(0) < len(passes) - passes.index(0) - 2
+
+
 def test_a_beam_finds_what_greedy_misses():
     model, ids = pair(GPT2).ours, prompts(GPT2, 3, rows=1)["input_ids"]
 

@@ -46,6 +46,23 @@ def test_greedy_is_the_references(row, seed, options):
         assert torch.isin(ours[0, start : start + 4], torch.tensor(eos)).any(), "no row ended"
 
 
+@pytest.mark.parametrize("row", ROWS, ids=str)
+def test_pads_are_recognised_as_the_reference_does(row):
+    """Without a mask pad ids are padding, unless the pad id is an end token too."""
+    both, batch = pair(row), prompts(row, 9)
+    pad = row.settings["pad_token_id"]
+    ids = batch["input_ids"].masked_fill(batch["attention_mask"] == 0, pad)
+    answers = []
+    for options in ({}, {"eos_token_id": pad}, {"pad_token_id": int(ids[0, 0])}):
+        options = options | {"max_new_tokens": 9}
+        answers.append(both.ours.generate(ids, **options))
+        assert torch.equal(answers[-1], written(both, {"input_ids": ids}, **options))
+    assert torch.equal(answers[0], both.ours.generate(ids, batch["attention_mask"],
+                                                      max_new_tokens=9))
+    for other in answers[1:]:
+        assert not torch.equal(answers[0], other), "nothing depends on the pads"
+
+
 def test_temperature_zero_is_greedy_whatever_else_is_asked(tiny):
     ids = [5, 6, 7]
     greedy = tiny.generate(ids)
@@ -83,8 +100,10 @@ def test_a_filled_cache_is_gone_on_from(tiny):
     hook.remove()
     assert seen[0].tolist() == [[8, 9]]
     assert torch.equal(got, tiny.generate(ids))
-    with pytest.raises(mirada.MiradaError, match="holds 24 tokens and the prompt has 5"):
-        tiny.generate(ids, cache=cache)
+    for held in (24, 5):
+        cache.crop(held)
+        with pytest.raises(mirada.MiradaError, match=f"holds {held} tokens and the prompt has 5"):
+            tiny.generate(ids, cache=cache)
 
 
 def test_padding_changes_no_answer(tiny):

@@ -56,6 +56,12 @@ def test_ids_end_with_the_token_that_completes_a_stop_string():
     assert whole[0, -1] == 259, "a control token is a stop string too"
 
 
+def test_a_stop_string_is_looked_for_in_the_answer_alone():
+    model = saying("cab, cab")
+    ids = model.generate(model.tokenizer.encode("ab").ids, stop=["bc", "abc"], max_new_tokens=99)
+    assert bytes(ids[0, :-1].tolist()).decode() == "abcab, cab"
+
+
 def test_each_row_of_a_batch_stops_by_itself():
     model = speaker()
     prompts = [[65, 66], [67, 68], [69, 70]]

@@ -3,6 +3,8 @@
 import json
 
 import pytest
+import torch
+from transformers.models.mpt.modeling_mpt import build_mpt_alibi_tensor
 
 import mirada
 from parity.harness import Row, pair, table
@@ -19,7 +21,7 @@ ROWS = [
     row("MptForCausalLM", cached=True),
     row("MptForCausalLM", cached=True, name="odd", n_heads=6, layer_norm_epsilon=1e-3,
         tie_word_embeddings=False,
-        attn_config=dict(clip_qkv=0.7, softmax_scale=0.9, alibi_bias_max=4)),
+        attn_config=dict(clip_qkv=0.7, softmax_scale=0.9)),
     row("MptModel"),
     row("MptForSequenceClassification", num_labels=3),
     row("MptForTokenClassification", num_labels=3),
@@ -38,6 +40,16 @@ def test_clipping_bites():
         assert (both.ours(**both.batch).logits - out).abs().max() > 1e-3
     finally:
         attn.v.limit = 0.7
+
+
+@pytest.mark.parametrize("heads, steepest", [(4, 8), (6, 16), (12, 5)])
+def test_slopes(heads, steepest):
+    """The reference's formula; its model never hands the steepest slope over, so no row can."""
+    bias = mirada.build("mpt:tiny", d=96, heads=heads, steepest=steepest).body.blocks[0].attn.f
+    wanted = build_mpt_alibi_tensor(heads, 9, steepest)[:, 0]  # up to the newest key
+    steps = torch.arange(9)
+    got = bias.score_bias.rows(torch.zeros(1), torch.zeros(1), steps, steps)[0, :, -1]
+    assert (got - wanted).abs().max() < 1e-6
 
 
 @pytest.mark.parametrize("size, count", [("7b", 6_649_286_656), ("30b", 29_957_200_896)])

@@ -164,7 +164,8 @@ class Disentangled(ScoreBias):
         distance = -_distance(qi, ki)  # query minus key
         if self.buckets:
             near, size = self.buckets // 2, distance.abs()
-            log = (size.clamp(min=near).float() / near).log() / math.log((self.farthest - 1) / near)
+            log = (size.clamp(min=near).float() / near).log()  # both of one width: at the farthest
+            log = log / log.new_tensor((self.farthest - 1) / near).log()  # exactly 1
             far = ((log * (near - 1)).ceil().long() + near) * distance.sign()
             distance = torch.where(size < near, distance, far)
         return (distance + self.span).clamp(0, 2 * self.span - 1)

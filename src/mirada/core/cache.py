@@ -210,7 +210,7 @@ class Rolling:
 
 
 def _equal(lengths: Tensor | int) -> int:
-    values = torch.as_tensor(lengths).reshape(-1)
-    if (values != values[0]).any():
+    low, high = torch.as_tensor(lengths).aminmax()
+    if low != high:
         raise MiradaError("this cache keeps rows of one length; Static takes rows that differ")
-    return int(values[0])
+    return int(high)

@@ -84,9 +84,17 @@ class Patches(nn.Module):
         if tuple(pixels.shape[1:]) != wanted and not inputs.interpolate_pos_encoding:
             raise MiradaError(f"the pictures have {tuple(pixels.shape[2:])} pixels and the model "
                               f"{self.image}: resize them, or pass interpolate_pos_encoding=True")
+        rows, columns = pixels.shape[2] // self.patch[0], pixels.shape[3] // self.patch[1]
+        if rows * columns == 0:
+            raise MiradaError(f"the pictures have {tuple(pixels.shape[2:])} pixels, fewer than one "
+                              f"patch of {self.patch}")
         if inputs.bool_masked_pos is not None and self.hidden is None:
             raise MiradaError("this head has no vector for hidden patches: leave bool_masked_pos "
                               "out, or load with architecture= a head for masked pictures")
+        patches, masked = (len(pixels), rows * columns), inputs.bool_masked_pos
+        if masked is not None and tuple(masked.shape) != patches:
+            raise MiradaError("bool_masked_pos says of each patch whether it is hidden: it must be "
+                              f"{patches}, and is {tuple(masked.shape)}")
         return pixels.to(self.project.weight.dtype)
 
     def stretch(self, pixels: Tensor) -> Tensor:

@@ -31,7 +31,7 @@ def normal(model: nn.Module, std: float = 0.02, *, residual: int = 0, embed: flo
             elif isinstance(module, nn.Embedding):
                 p.normal_(0, std if embed is None else embed)
             elif p.ndim > 1:
-                last = path.rsplit(".", 1)[-1] in ("o", "down") and residual
+                last = path.rpartition(".")[2] in ("o", "down") and residual
                 p.normal_(0, std / math.sqrt(residual) if last else std)
 
 

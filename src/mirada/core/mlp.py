@@ -1,4 +1,5 @@
-"""The position-wise network: plain (Vaswani et al., 1706.03762) and gated (Shazeer, 2002.05202)."""
+"""The position-wise network: plain (Vaswani et al., 1706.03762), gated (Shazeer, 2002.05202), and
+experts of which each token takes a few (Shazeer et al., 1701.06538)."""
 
 from __future__ import annotations
 
@@ -100,3 +101,27 @@ class MLP(nn.Module):
         h = self.act(self.up(x)) if self.gate is None else self.act(self.gate(x)) * self.up(x)
         h = F.dropout(h, self.dropout, self.training)  # (B, T, F)
         return self.down(h)
+
+
+class MoE(nn.Module):
+    """Each token through the `top` experts that the router likes best, weighed by how much.
+
+    experts: modules (N, D) -> (N, D). The router's output is its logits, (B * T, E).
+    """
+
+    def __init__(self, d: int, experts: list[nn.Module], top: int):
+        super().__init__()
+        self.router = nn.Linear(d, len(experts), bias=False)
+        self.experts, self.top = nn.ModuleList(experts), top
+
+    def forward(self, x: Tensor, ctx=None, cache=None) -> Tensor:
+        rows = x.flatten(0, -2)  # (B * T, D)
+        logits = self.router(rows)
+        wide = torch.promote_types(x.dtype, torch.float32)
+        weight, chosen = logits.softmax(-1, dtype=wide).topk(self.top, -1)  # (B * T, top)
+        weight = (weight / weight.sum(-1, keepdim=True)).to(x.dtype)
+        out = torch.zeros_like(rows)
+        for e, expert in enumerate(self.experts):
+            row, place = (chosen == e).nonzero(as_tuple=True)
+            out = out.index_add(0, row, expert(rows[row]) * weight[row, place, None])
+        return out.view_as(x)

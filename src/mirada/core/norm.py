@@ -35,6 +35,20 @@ class RMSNorm(nn.Module):
         return f"{self.weight.shape[0]}, eps={self.eps}"
 
 
+class QKNorm(nn.Module):
+    """Queries and keys, each through a norm of its own before they turn (Henry et al., 2010.04245).
+
+    q, k: norms over a head's channels.
+    """
+
+    def __init__(self, q: nn.Module, k: nn.Module):
+        super().__init__()
+        self.q, self.k = q, k
+
+    def forward(self, q: Tensor, k: Tensor) -> tuple[Tensor, Tensor]:
+        return self.q(q), self.k(k)
+
+
 class LayerScale(nn.Module):
     """One learned factor a channel, near zero at first (Touvron et al., 2103.17239)."""
 

@@ -73,8 +73,8 @@ def search(feed: Feed) -> tuple[Tensor, bool]:
         feed.reorder(rows)
         scores = feed(tokens[:, None])
     answers = [ids for f in finished for _, ids in f.best[: o.num_return_sequences]]
-    return _filled(answers, o.pad_token_id or 0), room < o.max_new_tokens and any(
-        len(a) == T + room and int(a[-1]) not in o.eos_token_id for a in answers)
+    cut = room < o.max_new_tokens and any(int(a[-1]) not in o.eos_token_id for a in answers)
+    return _filled(answers, o.pad_token_id or 0), cut
 
 
 def _filled(answers: list[Tensor], pad: int) -> Tensor:

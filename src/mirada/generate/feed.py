@@ -71,9 +71,11 @@ class Feed:
             self.mask = F.pad(self.mask, (0, width - self.mask.shape[1]), value=1)
 
     def reorder(self, index: Tensor) -> None:
-        """Row b becomes what row index[b] was; index may be longer than the batch."""
+        """Row b becomes what row index[b] was; index may be longer than the batch.
+
+        The memory stays: the cache holds what cross-attention made of it, row by row.
+        """
         self.cache.reorder(index)
-        self.memory = None if self.memory is None else self.memory[index]
         self.mask = None if self.mask is None else self.mask[index]
 
 

@@ -22,10 +22,10 @@ class Options:
     before. do_sample: None samples when temperature (above 0), top_k, top_p or min_p is given and
     is greedy otherwise; temperature 0 is always greedy. num_return_sequences: answers a prompt.
     eos_token_id: an id or several, () for none; None: the tokenizer's and the config's.
-    pad_token_id: what fills finished rows. stop: a text or several that end the answer. seed: for
-    sampling, which leaves torch's own generator alone; None: new numbers each time. cache:
-    "growing", "static", "rolling", or Caches that hold the prompt's beginning already. context:
-    most tokens in all, the model's own when None. encoder_outputs (B, S, D): the memory, when it
+    pad_token_id: what fills finished rows. stop: a text or several; the token that completes one
+    is the last. seed: for sampling, which leaves torch's own generator alone; None: new numbers
+    each time. cache: "growing", "static", "rolling", or Caches that hold the prompt's beginning
+    already. context: most tokens in all, the model's own when None. encoder_outputs (B, S, D): the memory, when it
     is known. decoder_start_token_id: the first id of an encoder-decoder's answer.
     """
 

@@ -11,6 +11,7 @@ from mirada.core.attention import Absent, Attention, CrossAttention, NoBias, NoG
 from mirada.core.bias import ScoreBias
 from mirada.core.block import Block, ParallelBlock, Residual, Stack
 from mirada.core.embed import Patches, Tokens
+from mirada.core.heads import Classifier, Pooler
 from mirada.core.mlp import MLP, Activation
 from mirada.core.norm import LayerNorm, RMSNorm
 from mirada.core.position import Learned, Rotary, Sinusoid
@@ -30,8 +31,8 @@ class Description:
     memory: dict[str, int]  # dtype -> bytes
     parameters: int
     cache_bytes: int  # per token of context
-    flops: int  # per token, forward, without attention's own
-    flops_attention: int  # per token and token of context
+    flops: int  # of one token through each stack and its head, forward; attention's own apart
+    flops_attention: int  # per token and token it looks at: scores and values, no score bias
     notes: list[str]
 
     def data(self) -> dict:
@@ -144,7 +145,7 @@ def _block(block: nn.Module) -> dict[str, str]:
     found = {"width": f"{attention.q.in_features}", "heads": heads,
              "attention biases": "".join(biased) or "none", "score scale": f"{attention.scale:.4g}"}
     if isinstance(attention.rotary, Rotary):
-        found["positions"] = f"rotary {attention.rotary.extra_repr()}"
+        found["positions"] = _rotation(attention.rotary, K)
     if isinstance(attention.score_bias, ScoreBias):
         found["positions"] = f"{type(attention.score_bias).__name__} added to scores"
     found["norm"] = _norms(block)
@@ -154,6 +155,17 @@ def _block(block: nn.Module) -> dict[str, str]:
         act = mlp.act.name if isinstance(mlp.act, Activation) else type(mlp.act).__name__
         found["network"] = f"{gate}{act}, {mlp.up.out_features} wide{bias}"
     return found
+
+
+def _rotation(rotary: Rotary, K: int) -> str:
+    words = [f"rotary, base {rotary.base:g}"]
+    if rotary.dim != K:
+        words.append(f"{rotary.dim} of {K} channels")
+    if rotary.interleaved:
+        words.append("in neighbouring pairs")
+    if rotary.scaling is not None:
+        words.append(str(rotary.scaling))
+    return ", ".join(words)
 
 
 def _norms(block: nn.Module) -> str:
@@ -175,6 +187,8 @@ def _sees(stack: Stack) -> str:
     masks = [next(m for m in b.modules() if isinstance(m, Attention)).mask for b in stack.blocks]
     windows = Counter(m.window for m in masks)
     words = "what lies before (causal)" if masks[0].causal else "both ways"
+    if any(isinstance(m, CrossAttention) for m in stack.blocks[0].modules()):
+        words += " and the encoder's memory"
     if set(windows) != {None}:
         words += "; windows " + ", ".join(f"{w or 'none'} in {n} layers"
                                           for w, n in windows.items())
@@ -268,15 +282,19 @@ def _passes(model):
 
 def _flops(model) -> tuple[int, int]:
     """(per token, per token and token looked at): 2 for each weight of each projection."""
-    linear = attention = 0
-    for block in _passes(model):
-        for m in block.modules():
-            if isinstance(m, nn.Linear):
-                linear += 2 * m.weight.numel()
-            if isinstance(m, Attention):
-                attention += 2 * (m.q.out_features + m.o.in_features)
-    head = sum(2 * m.weight.numel() for m in model.head.modules() if isinstance(m, nn.Linear))
-    return linear + head, attention
+    embeds = sum(_read(stack.embed) for stack in stacks(model).values())
+    linear = embeds + _read(model.head) + sum(map(_read, _passes(model)))
+    attentions = [m for block in _passes(model) for m in block.modules()
+                  if isinstance(m, Attention)]
+    return 2 * linear, 2 * sum(m.q.out_features + m.o.in_features for m in attentions)
+
+
+def _read(module: nn.Module) -> int:
+    """Weights that each token is multiplied with. Others work once a row, or once a distance."""
+    if isinstance(module, (ScoreBias, Pooler, Classifier)):
+        return 0
+    own = module.weight.numel() if isinstance(module, nn.Linear | nn.Conv1d | nn.Conv2d) else 0
+    return own + sum(map(_read, module.children()))
 
 
 def _cache_bytes(model) -> int:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass
 
 import torch
@@ -9,8 +10,10 @@ from torch import Tensor
 
 from mirada.errors import MiradaError
 
-INK, CLOTH = "#1c1a27", "#fbfaf7"
+INK, CLOTH, EDGE = "#1c1a27", "#fbfaf7", "#d8d3c8"
+HEAT = (CLOTH, "#fbe3b5", "#f5a35c", "#d9485f", "#7b2a78", "#241a3a")  # nothing to all of it
 MOST_LABELS = 60  # tokens past which labels on an axis are thinned out
+WRITTEN = 20  # tokens up to which weights are written into the cells
 
 
 @dataclass(frozen=True)
@@ -51,6 +54,7 @@ def attention_map(weights: Tensor, tokens: list[str], keys: list[str] | None = N
     Axes as people draw them: keys across ("Key positions"), queries down ("Query positions").
     """
     try:
+        from matplotlib.colors import LinearSegmentedColormap, PowerNorm
         from matplotlib.figure import Figure
     except ImportError:
         raise MiradaError("pictures need matplotlib: pip install 'mirada[look]'") from None
@@ -60,47 +64,68 @@ def attention_map(weights: Tensor, tokens: list[str], keys: list[str] | None = N
     if len(tokens) != T or len(keys) != S:
         raise MiradaError(f"{len(tokens)} query and {len(keys)} key labels for weights of shape "
                           f"{tuple(weights.shape)}")
-    across = min(4, H)
-    down = -(-H // across)
-    side = min(max(4.5, 0.34 * max(T, S) + 1.8), 14)
-    figure = Figure(figsize=(side * 1.08 + 0.62 * side, side), facecolor=CLOTH, layout="constrained")
-    left, right = figure.subfigures(1, 2, width_ratios=[1.08, 0.62])
-    _large(left, weights[head], tokens, keys, title or f"Head {head}")
-    right.set_facecolor(CLOTH)
-    right.suptitle(f"All {H} heads of this layer", fontsize=10, color=INK)
-    small = right.subplots(down, across, squeeze=False)
-    for n, axes in enumerate(small.flat):
-        axes.set_axis_off()
-        if n < H:
-            axes.imshow(weights[n] ** 0.5, cmap="magma_r", vmin=0, vmax=1, aspect="auto")
-            axes.set_title(f"{n}", fontsize=9, pad=2, color=INK,
-                           fontweight="bold" if n == head else "normal")
+    # One scale for all heads; its root, so that what is faint can still be seen.
+    ink = dict(cmap=LinearSegmentedColormap.from_list("mirada", HEAT), norm=PowerNorm(0.5, 0, 1),
+               aspect="equal" if T == S else "auto", interpolation="nearest")
+    side = min(max(4.8, 0.3 * max(T, S) + 1.6), 11)
+    figure = Figure(figsize=(1.62 * side, side), facecolor=CLOTH, layout="constrained")
+    left, right = figure.subfigures(1, 2, width_ratios=[1, 0.62])
+    picture = _large(left, weights[head], tokens, keys, title or f"Head {head}", ink)
+    small = _all(right, weights, head, ink)
+    bar = right.colorbar(picture, ax=small, location="bottom", aspect=32, pad=0.04,
+                         ticks=[0, 0.05, 0.2, 0.5, 1])
+    bar.set_label("Attention weight (a row sums to 1)", color=INK, fontsize=9)
+    bar.ax.tick_params(length=0, labelsize=8, colors=INK)
+    bar.outline.set_edgecolor(EDGE)
     return figure
 
 
-def _large(figure, weights: Tensor, tokens: list[str], keys: list[str], title: str) -> None:
-    axes = figure.subplots()
+def _large(figure, weights: Tensor, tokens: list[str], keys: list[str], title: str, ink: dict):
     figure.set_facecolor(CLOTH)
-    picture = axes.imshow(weights, cmap="magma_r", vmin=0, vmax=1, aspect="auto")
-    axes.set_title(title, fontsize=12, color=INK, pad=10)
-    axes.set_xlabel("Key positions", color=INK)
-    axes.set_ylabel("Query positions", color=INK)
+    axes = figure.subplots()
+    picture = axes.imshow(weights, **ink)
+    axes.set_title(title, fontsize=13, color=INK, pad=10, loc="left", fontweight="bold")
+    axes.set_xlabel("Key positions", color=INK, fontsize=10, labelpad=8)
+    axes.set_ylabel("Query positions", color=INK, fontsize=10, labelpad=8)
+    size = 9 if max(weights.shape) <= 40 else 7
     for set_ticks, labels, turn in ((axes.set_xticks, keys, 90), (axes.set_yticks, tokens, 0)):
         step = -(-len(labels) // MOST_LABELS)
         shown = range(0, len(labels), step)
-        set_ticks(list(shown), [_short(labels[n]) for n in shown], rotation=turn, fontsize=9)
-    axes.tick_params(length=0, colors=INK)
-    for spine in axes.spines.values():
-        spine.set_visible(False)
-    bar = figure.colorbar(picture, ax=axes, shrink=0.6, pad=0.02)
-    bar.set_label("Attention weight (a row sums to 1)", color=INK, fontsize=9)
-    bar.outline.set_visible(False)
-    if max(weights.shape) <= 24:
+        set_ticks(list(shown), [_short(labels[n]) for n in shown], rotation=turn, fontsize=size)
+    _framed(axes)
+    if max(weights.shape) <= WRITTEN:
         for t, row in enumerate(weights.tolist()):
             for s, weight in enumerate(row):
                 if weight >= 0.10:
-                    axes.text(s, t, f"{weight:.2f}"[1:] if weight < 0.995 else "1", fontsize=7,
-                              ha="center", va="center", color="white" if weight > 0.45 else INK)
+                    axes.text(s, t, f"{weight:.2f}"[1:] if weight < 0.995 else "1", fontsize=8,
+                              ha="center", va="center", color=CLOTH if weight > 0.3 else INK)
+    return picture
+
+
+def _all(figure, weights: Tensor, head: int, ink: dict):
+    """Every head small, the large one's number in bold."""
+    figure.set_facecolor(CLOTH)
+    figure.suptitle(f"All {len(weights)} heads of this layer", fontsize=10, color=INK)
+    across = math.ceil(math.sqrt(len(weights)))
+    grid = figure.subplots(-(-len(weights) // across), across, squeeze=False)
+    for n, axes in enumerate(grid.flat):
+        if n >= len(weights):
+            axes.set_axis_off()
+            continue
+        axes.imshow(weights[n], **ink)
+        axes.set_xticks([])
+        axes.set_yticks([])
+        axes.set_title(f"{n}", fontsize=9, pad=3, color=INK,
+                       fontweight="bold" if n == head else "normal")
+        _framed(axes, INK if n == head else EDGE)
+    return grid
+
+
+def _framed(axes, color: str = EDGE) -> None:
+    axes.tick_params(length=0, colors=INK)
+    for spine in axes.spines.values():
+        spine.set_edgecolor(color)
+        spine.set_linewidth(0.8)
 
 
 def _short(token: str, most: int = 14) -> str:

@@ -1,20 +1,32 @@
 """One file a family. This table says which file reads which `model_type`."""
 
 FAMILIES = {  # model_type in a config file -> module here
+    "albert": "albert",
+    "bart": "bart",
     "bert": "bert",
     "bloom": "bloom",
+    "camembert": "roberta",
     "deberta-v2": "deberta",
+    "distilbert": "distilbert",
     "gpt2": "gpt2",
+    "gpt_bigcode": "starcoder",
     "gpt_neo": "gptneo",
     "gpt_neox": "neox",
     "gptj": "gptj",
     "llama": "llama",
+    "mbart": "mbart",
     "mistral": "llama",
+    "mixtral": "mixtral",
     "mpt": "mpt",
     "mt5": "t5",
     "openai-gpt": "gpt1",
+    "qwen2": "qwen2",
+    "qwen3": "qwen2",
+    "roberta": "roberta",
+    "starcoder2": "starcoder2",
     "t5": "t5",
     "vit": "vit",
+    "xlm-roberta": "roberta",
 }
 GGUF = {  # general.architecture in a GGUF file -> module here
     "llama": "llama",

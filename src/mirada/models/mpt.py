@@ -33,7 +33,7 @@ class Config:
     eps: float = key("layer_norm_epsilon", 1e-5, low=0)
     scale: float | None = key(AT + "softmax_scale", None)  # K ** -0.5 when None
     clip: float | None = key(AT + "clip_qkv", None, low=0)  # of q, k and v
-    steepest: int = key(AT + "alibi_bias_max", 8, low=1)
+    steepest: int = key(AT + "alibi_bias_max", 8, low=1)  # differs: transformers takes 8 always
     tied: bool = key("tie_word_embeddings", True)
     pad: int | None = key("pad_token_id", None, low=0)
     labels: int = 2
@@ -43,7 +43,8 @@ class Config:
         inner = raw.get("attn_config")
         if not isinstance(inner, dict):
             return raw
-        kept = {AT + name: value for name, value in inner.items() if name not in config.INERT}
+        kept = {AT + name: value for name, value in inner.items()
+                if name not in config.INERT and name[0] != "_"}
         return {name: value for name, value in raw.items() if name != "attn_config"} | kept
 
     @staticmethod

@@ -1,0 +1,102 @@
+"""Qwen2, Qwen2.5 and Qwen3: LLaMA with biases on q, k and v (2407.10671), or norms on q and k
+(2505.09388)."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, replace
+
+from mirada.core.attention import Attention
+from mirada.core.block import Block, Residual, Stack
+from mirada.core.embed import Tokens
+from mirada.core.mask import Mask
+from mirada.core.mlp import MLP
+from mirada.core.norm import QKNorm, RMSNorm
+from mirada.core.position import Rotary
+from mirada.errors import MiradaError
+from mirada.models import llama, rope, windows
+from mirada.weights.config import ANY, key
+from mirada.weights.rows import Weights
+
+KIND = "decoder"
+
+
+@dataclass(frozen=True)
+class Config(llama.Config):
+    window: int | None = key("sliding_window", 4096, low=1)
+    sliding: bool = key("use_sliding_window", False)
+    whole: int = key("max_window_layers", 28, low=0)  # the first layers, which look at everything
+    kinds: tuple[str, ...] | None = key("layer_types", None)  # what `whole` says when None
+
+    def __post_init__(self):
+        super().__post_init__()
+        if self.mlp_bias:
+            raise MiradaError("mlp_bias: the MLP of this family has no biases")
+        self.sights()
+
+    def sights(self) -> list[int | None]:
+        """The window of each layer, None where it looks at everything."""
+        narrow = self.window if self.sliding else None
+        if self.kinds is None:
+            return [narrow if n >= self.whole else None for n in range(self.layers)]
+        return windows.each(self.kinds, self.layers, narrow)
+
+    @staticmethod
+    def prepare(raw: dict) -> dict:
+        unsaid = {"num_key_value_heads": 32} | (
+            {"head_dim": 128} if raw.get("model_type") == "qwen3" else {})
+        return rope.flat(unsaid | raw)
+
+    def restore(self, ours: dict) -> dict:
+        return rope.nested(ours | {"head_dim": self.head_dim or self.d // self.heads})
+
+
+def stack(c: Config, bias: str, normed: bool) -> Stack:
+    K = c.head_dim or c.d // c.heads
+    rotary = Rotary(K, c.rope_base, scaling=rope.scaling(c, K, c.context))
+
+    def block(window: int | None) -> Block:
+        norms = QKNorm(RMSNorm(K, c.eps), RMSNorm(K, c.eps)) if normed else None
+        attn = Attention(c.d, c.heads, kv_heads=c.kv_heads, head_dim=K, bias=bias, qk_norm=norms,
+                         rotary=rotary, mask=Mask(causal=True, window=window))
+        mlp = MLP(c.d, c.hidden, c.act, gated=True, bias=False)
+        return Block(attn=Residual(attn, pre=RMSNorm(c.d, c.eps)),
+                     mlp=Residual(mlp, pre=RMSNorm(c.d, c.eps)))
+
+    return Stack(Tokens(c.vocab, c.d), [block(w) for w in c.sights()], RMSNorm(c.d, c.eps))
+
+
+def build(c: Config) -> Stack:
+    return stack(c, "qkv", normed=False)
+
+
+def qwen3(c: Config) -> Stack:
+    return stack(c, "qkvo" if c.attention_bias else "", normed=True)
+
+
+HEADS = {name + task: head for name in ("Qwen2", "Qwen3") for task, head in llama.TASKS.items()}
+BODIES = {"Qwen3" + task: qwen3 for task in llama.TASKS}
+MODEL_TYPES = {"Qwen3" + task: "qwen3" for task in llama.TASKS}
+
+
+def weights(c: Config, body="model.") -> Weights:
+    norm = (body + "layers.{i}.self_attn.(q|k)_norm.weight",
+            "blocks.{i}.attn.f.qk_norm.(q|k).weight")
+    return Weights([norm, *llama.weights(c, body).rows], prefix=body)
+
+
+MAPS = {name + "ForQuestionAnswering": lambda c: weights(c, "transformer.")
+        for name in ("Qwen2", "Qwen3")}
+init = llama.init
+INERT = {"attention_dropout": ANY}
+_2 = Config(vocab=151936, context=32768, rope_base=1e6)
+SIZES = {
+    "0.5b": replace(_2, d=896, layers=24, heads=14, kv_heads=2, hidden=4864, tied=True),
+    "1.5b": replace(_2, d=1536, layers=28, heads=12, kv_heads=2, hidden=8960, tied=True),
+    "7b": replace(_2, vocab=152064, d=3584, layers=28, heads=28, kv_heads=4, hidden=18944),
+    "72b": replace(_2, vocab=152064, d=8192, layers=80, heads=64, kv_heads=8, hidden=29568),
+    "qwen3-0.6b": replace(_2, d=1024, layers=28, heads=16, kv_heads=8, head_dim=128, hidden=3072,
+                          context=40960, tied=True),
+    "qwen3-8b": replace(_2, d=4096, layers=36, heads=32, kv_heads=8, head_dim=128, hidden=12288,
+                        context=40960),
+    "tiny": Config(vocab=1024, context=256, d=64, layers=2, heads=4, kv_heads=2, hidden=128),
+}
