@@ -56,6 +56,7 @@ class Origin:
     carried: dict = field(default_factory=dict)  # tensors not used, by their names in the file
     duplicates: list = field(default_factory=list)  # shared tensors that the file wrote twice
     derived: list = field(default_factory=list)
+    spelled: dict = field(default_factory=dict)  # a tensor's name today -> in the file
     bare: bool = False  # the file's names lack the family's prefix
     dialect: str = "folder"
 
@@ -168,7 +169,8 @@ class Model(nn.Module):
             if decoder_input_ids is None and decoder_inputs_embeds is None:
                 decoder_input_ids = self._shifted(labels if self.generates else input_ids)
             target = Inputs(decoder_input_ids, decoder_inputs_embeds)
-            ctx = self._ctx(target, decoder_attention_mask, None, None, cache)
+            ctx = self._ctx(target, decoder_attention_mask, None, None, cache,
+                            getattr(self.config, "target", None))
             ctx = replace(ctx, memory=encoder_outputs, memory_mask=source.mask)
             out["encoder_last_hidden_state"] = encoder_outputs
         else:
@@ -178,7 +180,7 @@ class Model(nn.Module):
         out.update(self.head(x, inputs, ctx))
         given = {k: v for k, v in {"labels": labels, **more_labels}.items() if v is not None}
         if given:
-            out["loss"] = self._loss(out, given)
+            out["loss"] = self._loss(out, given, ctx.mask.padding)
         return out
 
     def encode(self, input_ids: Tensor, attention_mask: Tensor | None = None) -> Tensor:
@@ -210,14 +212,15 @@ class Model(nn.Module):
                            for name, a in inner.items()})
         return caches
 
-    def _ctx(self, inputs: Inputs, attention_mask, positions, segments, cache) -> Ctx:
+    def _ctx(self, inputs: Inputs, attention_mask, positions, segments, cache,
+             vocab: int | None = None) -> Ctx:
         if inputs.pixel_values is not None:
             return Ctx()
         given = inputs.inputs_embeds if inputs.input_ids is None else inputs.input_ids
         if given is None:
             raise MiradaError("this model reads tokens: call it with input_ids=(batch, tokens), "
                               "and its decoder with decoder_input_ids")
-        self._check_ids(inputs.input_ids)
+        self._check_ids(inputs.input_ids, vocab or self.config.vocab)
         self._check_width(inputs.inputs_embeds)
         (B, T), past = given.shape[:2], 0
         if cache is not None:
@@ -252,7 +255,7 @@ class Model(nn.Module):
             raise MiradaError(f"{self.architecture} does not read {', '.join(sorted(found))}: "
                               "leave it out")
 
-    def _check_ids(self, ids: Tensor | None) -> None:
+    def _check_ids(self, ids: Tensor | None, vocab: int) -> None:
         """ids (B, T) must be of the vocabulary; their values are looked at on the CPU only."""
         if ids is None:
             return
@@ -265,10 +268,10 @@ class Model(nn.Module):
         if ids.device.type != "cpu":
             return
         low, high = int(ids.min()), int(ids.max())
-        if low < 0 or high >= self.config.vocab:
+        if low < 0 or high >= vocab:
             bad = low if low < 0 else high
             raise MiradaError(f"token id {bad} is not in this model's vocabulary of "
-                              f"{self.config.vocab}; was the text encoded with its tokenizer?")
+                              f"{vocab}; was the text encoded with its tokenizer?")
 
     def _check_width(self, embeds) -> None:
         if embeds is None:
@@ -299,14 +302,17 @@ class Model(nn.Module):
                               f"{'has' if hasattr(self.head, 'out') else 'lacks'}")
         return x[:, -keep:] if keep else x
 
-    def _loss(self, out: Output, given: dict) -> Tensor:
+    def _loss(self, out: Output, given: dict, real: Tensor | None) -> Tensor:
+        """The head's loss; one that counts real tokens only also takes `real`, (B, T) or None."""
         loss = getattr(self.head, "loss", None)
         takes = [] if loss is None else list(inspect.signature(loss).parameters)[1:]
+        mask = {"real": real} if "real" in takes else {}
+        takes = [name for name in takes if name not in mask]
         if set(given) != set(takes):
             what = f"for a loss it takes {' and '.join(takes)}" if takes else "its head has no loss"
             raise MiradaError(f"{self.architecture} was given {', '.join(sorted(given))}: {what}")
         try:
-            return loss(out, **given)
+            return loss(out, **given, **mask)
         except (IndexError, ValueError, RuntimeError, AttributeError) as error:
             shapes = ", ".join(f"{n} {tuple(getattr(t, 'shape', ()))}" for n, t in given.items())
             raise MiradaError(f"no loss can be taken of {shapes}: {error}") from error

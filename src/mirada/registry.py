@@ -32,7 +32,7 @@ def families() -> list[str]:
 
 def family(name: str):
     """The module of a family, by its own name or by a file's model_type."""
-    module = FAMILIES.get(name, name)
+    module = name if name in FAMILIES.values() else FAMILIES.get(name, name)
     if module not in families():
         raise MiradaError(f"no family is called {name!r}; there are {', '.join(families())}")
     return importlib.import_module(f"mirada.models.{module}")
@@ -170,7 +170,7 @@ def _load_folder(path: Path, dtype, device, ignore, architecture) -> Model:
     if kind not in FAMILIES:
         raise UntrustedInputError(where, "model_type", f"{kind!r} is not an architecture that "
                                   f"mirada knows: {', '.join(sorted(FAMILIES))}")
-    fam = family(kind)
+    fam = family(FAMILIES[kind])
     config, ignored = _config(fam, raw, where, ignore)
     architecture = architecture or _architecture(fam, raw)
     if architecture not in fam.HEADS:
@@ -251,6 +251,7 @@ def fill(model: Model, reader, weights, dtype, device, ignore, where: str) -> No
                                   "tensor as another, and it is not; set tie_word_embeddings to "
                                   "false in config.json if both are meant")
     _keep(model.origin, plan, reader)
+    model.origin.spelled = {weights.modern(f): f for step in plan.steps for f in step.files}
 
 
 def _read(step: Step, reader):
@@ -337,7 +338,7 @@ def export(model: Model) -> dict[str, Tensor]:
             named.setdefault(name, named.get(weights.modern(name)))
     for name in origin.derived:
         named[name] = weights.derive(name, bare)
-    return named | origin.carried
+    return {origin.spelled.get(n, n): tensor for n, tensor in named.items()} | origin.carried
 
 
 def _base(fam) -> list[str]:

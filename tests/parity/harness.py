@@ -69,7 +69,8 @@ class Row:
     left: whether left padding does. cached: the model decodes with a cache.
     exempt: negative controls that cannot show here, each with its reason. untied: a module of the
     reference that gets a table of its own, as in files that its config class calls tied. buffers:
-    those that files hold and that are born as zeros, which would hide them.
+    those that files hold and that are born as zeros, which would hide them. frozen: modules of the
+    reference that it means not to train, and does.
     told: with pads, the reference is given our positions; False: it counts real tokens itself.
     labels: pair -> the head's labels, where they are not classes of its logits.
     """
@@ -85,6 +86,7 @@ class Row:
     exempt: dict = field(default_factory=dict)
     untied: str | None = None
     buffers: tuple[str, ...] = ()
+    frozen: tuple[str, ...] = ()
     told: bool = True
     labels: Callable[[Pair], torch.Tensor] | None = None
 
@@ -131,24 +133,31 @@ def pair(row: Row) -> Pair:
             theirs.get_buffer(name).normal_()
         theirs.save_pretrained(folder)
         theirs = read_reference(cls, folder)
+        for name in row.frozen:
+            theirs.get_submodule(name).requires_grad_(False)
     return Pair(row, folder, theirs, mirada.load(folder), row.inputs(row))
 
 
 @contextmanager
 def wide():
     """float64 everywhere, as the reference is run."""
-    old = torch.get_default_dtype()
+    old, narrow = torch.get_default_dtype(), torch.FloatTensor
     torch.set_default_dtype(torch.float64)
+    torch.FloatTensor = torch.DoubleTensor  # a class, which no function mode sees: sinusoids
     try:
         with Float64():
             yield
     finally:
+        torch.FloatTensor = narrow
         torch.set_default_dtype(old)
 
 
 def read_reference(cls, folder: Path) -> torch.nn.Module:
     with wide():
-        return cls.from_pretrained(folder, dtype=torch.float64, attn_implementation="eager").eval()
+        model = cls.from_pretrained(folder, dtype=torch.float64, attn_implementation="eager",
+                                    experts_implementation="eager")
+    model.config.use_cache = False  # with a cache one of them sees later tokens in a long pass
+    return model.eval()
 
 
 @torch.no_grad()

@@ -1,6 +1,7 @@
 """BLOOM against the reference."""
 
 import json
+import shutil
 
 import pytest
 import torch
@@ -44,7 +45,7 @@ def test_an_older_file(tmp_path):
     raw["n_embed"], raw["num_attention_heads"] = raw.pop("hidden_size"), raw.pop("n_head")
     raw |= {"offset_alibi": 100, "seq_length": 2048, "skip_bias_add": True, "n_inner": None}
     (tmp_path / "config.json").write_text(json.dumps(raw))
-    (tmp_path / "model.safetensors").symlink_to(both.folder / "model.safetensors")
+    shutil.copy(both.folder / "model.safetensors", tmp_path)
     model = mirada.load(tmp_path)
     assert torch.equal(model(**both.batch).logits, both.ours(**both.batch).logits)
     raw |= {"slow_but_exact": True}

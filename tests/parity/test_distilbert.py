@@ -42,7 +42,6 @@ def test_sinusoids_begin_as_the_references(d):
     assert learned.body.embed.position.weight.std() < 0.03
 
 
-@pytest.mark.scope("1.5.4")
 @pytest.mark.parametrize("head, count", [("Model", 66_362_880), ("ForMaskedLM", 66_985_530)])
 def test_published_size(head, count):
     model = mirada.build("distilbert", architecture="DistilBert" + head, device="meta")

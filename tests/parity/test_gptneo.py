@@ -1,6 +1,7 @@
 """GPT-Neo against the reference."""
 
 import json
+import shutil
 
 import pytest
 import transformers
@@ -46,7 +47,7 @@ def test_either_spelling_says_which_layers_are_local(kept, tmp_path):
     for name in {"attention_types", "attention_layers"} - {kept}:
         del raw[name]
     (tmp_path / "config.json").write_text(json.dumps(raw))
-    (tmp_path / "model.safetensors").symlink_to(both.folder / "model.safetensors")
+    shutil.copy(both.folder / "model.safetensors", tmp_path)
     model = mirada.load(tmp_path)
     assert model.config.each() == ("local", "local", "global")
     mirada.save(model, tmp_path / "again")

@@ -45,7 +45,7 @@ def test_hooks_see_the_routers_logits():
     assert all((a - b).abs().max() < 1e-10 for a, b in zip(seen, theirs, strict=True))
 
 
-@pytest.mark.parametrize("fault", ["one expert less", "weights not normed", "experts exchanged"])
+@pytest.mark.parametrize("fault", ["one expert less", "weighed too little", "experts exchanged"])
 def test_a_broken_mixture_shows(fault):
     both = pair(ROWS[0])
     model = copy.deepcopy(both.ours)

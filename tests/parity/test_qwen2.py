@@ -41,12 +41,12 @@ ROWS = [
 test_parity = table(ROWS)
 
 
-@pytest.mark.parametrize("size, count", [
-    ("0.5b", 494_032_768), ("1.5b", 1_543_714_304), ("7b", 7_615_616_512), ("72b", 72_706_203_648),
-    ("qwen3-0.6b", 596_049_920), ("qwen3-8b", 8_190_735_360)])
-def test_published_sizes(size, count):
-    head = "Qwen3ForCausalLM" if "qwen3" in size else None
-    model = mirada.build("qwen2", size=size, architecture=head, device="meta")
+@pytest.mark.parametrize("name, count", [
+    ("qwen2:0.5b", 494_032_768), ("qwen2:1.5b", 1_543_714_304), ("qwen2:7b", 7_615_616_512),
+    ("qwen2:72b", 72_706_203_648), ("qwen3:0.6b", 596_049_920), ("qwen3:4b", 4_022_468_096),
+    ("qwen3:8b", 8_190_735_360)])
+def test_published_sizes(name, count):
+    model = mirada.build(name, device="meta")
     assert sum(p.numel() for p in model.parameters()) == count
 
 

@@ -55,7 +55,6 @@ def folder(tmp_path_factory):
     return path
 
 
-@pytest.mark.scope("1.5.2")
 def test_a_first_release_loads_and_is_written_back(folder, tmp_path):
     ours = mirada.load(folder)
     theirs = transformers.RobertaForMaskedLM.from_pretrained(folder).eval()
@@ -92,7 +91,6 @@ def test_what_roberta_here_is_not_is_refused(folder, tmp_path, key, value):
         mirada.load(tmp_path)
 
 
-@pytest.mark.scope("1.5.2")
 @pytest.mark.parametrize("size, count", [
     ("base", 124_645_632), ("large", 355_359_744), ("xlm-base", 278_043_648),
     ("xlm-large", 559_890_432), ("camembert-base", 110_621_952)])

@@ -28,14 +28,15 @@ def sinusoid(positions: Tensor, d: int, *, base=10000.0, halves=False, dtype=Non
 
 
 class Sinusoid(nn.Module):
-    """Fixed positions, computed when asked: no table, no length limit."""
+    """Fixed positions, computed when asked: no table, no length limit. offset: of the first."""
 
-    def __init__(self, d: int, *, base=10000.0, halves=False):
+    def __init__(self, d: int, *, base=10000.0, halves=False, offset=0):
         super().__init__()
-        self.d, self.base, self.halves = d, base, halves
+        self.d, self.base, self.halves, self.offset = d, base, halves, offset
 
     def forward(self, positions: Tensor, dtype=None) -> Tensor:
-        return sinusoid(positions, self.d, base=self.base, halves=self.halves, dtype=dtype)
+        return sinusoid(positions + self.offset, self.d, base=self.base, halves=self.halves,
+                        dtype=dtype)
 
 
 class Learned(nn.Embedding):

@@ -71,11 +71,9 @@ class Feed:
             self.mask = F.pad(self.mask, (0, width - self.mask.shape[1]), value=1)
 
     def reorder(self, index: Tensor) -> None:
-        """Row b becomes what row index[b] was; index may be longer than the batch.
-
-        The memory stays: the cache holds what cross-attention made of it, row by row.
-        """
+        """Row b becomes what row index[b] was; index may be longer than the batch."""
         self.cache.reorder(index)
+        self.memory = None if self.memory is None else self.memory[index]
         self.mask = None if self.mask is None else self.mask[index]
 
 
@@ -95,10 +93,12 @@ def _batch(model: Model, ids) -> Tensor:
 
 
 def _padding(model: Model, ids: Tensor, mask, options: Options) -> Tensor | None:
-    """(B, T), 1 where real; None when all is. Without a mask, pad ids are taken for padding."""
+    """(B, T), 1 where real; None when all is. Of a decoder's prompt without a mask, pad ids are
+    taken for padding, as the reference does, unless the pad id is an end token too."""
     pad = options.pad_token_id
-    if mask is None and pad is not None and pad not in options.eos_token_id:
-        mask = ids != pad  # as the reference guesses
+    guess = not model.encoder_decoder and pad is not None and pad not in options.eos_token_id
+    if mask is None and guess:
+        mask = ids != pad
     if mask is None:
         return None
     mask = torch.as_tensor(mask, device=ids.device).long()

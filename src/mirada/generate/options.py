@@ -25,8 +25,8 @@ class Options:
     pad_token_id: what fills finished rows. stop: a text or several; the token that completes one
     is the last. seed: for sampling, which leaves torch's own generator alone; None: new numbers
     each time. cache: "growing", "static", "rolling", or Caches that hold the prompt's beginning
-    already. context: most tokens in all, the model's own when None. encoder_outputs (B, S, D): the memory, when it
-    is known. decoder_start_token_id: the first id of an encoder-decoder's answer.
+    already. context: most tokens in all, the model's own when None. encoder_outputs (B, S, D): the
+    memory, when it is known. decoder_start_token_id: the first id of an encoder-decoder's answer.
     """
 
     max_new_tokens: int = 20

@@ -13,6 +13,8 @@ from mirada.errors import MiradaError
 INK, CLOTH, EDGE = "#1c1a27", "#fbfaf7", "#d8d3c8"
 HEAT = (CLOTH, "#fbe3b5", "#f5a35c", "#d9485f", "#7b2a78", "#241a3a")  # nothing to all of it
 MOST_LABELS = 60  # tokens past which labels on an axis are thinned out
+BESIDE = 0.8  # width of the small heads' half, of the large one's
+FAINT = 0.01  # a look weaker than this is no link
 WRITTEN = 20  # tokens up to which weights are written into the cells
 
 
@@ -43,6 +45,7 @@ def links(tape, *, stack: str | None = None, most: int = 10, sink: bool = False)
         best, where = weights.flatten(1).max(1)
         for head, (weight, at) in enumerate(zip(best.tolist(), where.tolist(), strict=True)):
             found.append(Link(layer, head, *divmod(at, weights.shape[2]), weight))
+    found = [link for link in found if link.weight >= FAINT]
     return sorted(found, key=lambda link: -link.weight)[:most]
 
 
@@ -52,6 +55,7 @@ def attention_map(weights: Tensor, tokens: list[str], keys: list[str] | None = N
 
     weights: (H, T, S); tokens: the T queries' texts; keys: the S keys', the same when None.
     Axes as people draw them: keys across ("Key positions"), queries down ("Query positions").
+    Raises MiradaError where labels and weights do not fit, or matplotlib is missing.
     """
     try:
         from matplotlib.colors import LinearSegmentedColormap, PowerNorm
@@ -68,14 +72,15 @@ def attention_map(weights: Tensor, tokens: list[str], keys: list[str] | None = N
     ink = dict(cmap=LinearSegmentedColormap.from_list("mirada", HEAT), norm=PowerNorm(0.5, 0, 1),
                aspect="equal" if T == S else "auto", interpolation="nearest")
     side = min(max(4.8, 0.3 * max(T, S) + 1.6), 11)
-    figure = Figure(figsize=(1.62 * side, side), facecolor=CLOTH, layout="constrained")
-    left, right = figure.subfigures(1, 2, width_ratios=[1, 0.62])
+    figure = Figure(figsize=((1 + BESIDE) * side, side), facecolor=CLOTH, layout="constrained")
+    left, right = figure.subfigures(1, 2, width_ratios=[1, BESIDE])
     picture = _large(left, weights[head], tokens, keys, title or f"Head {head}", ink)
     small = _all(right, weights, head, ink)
     bar = right.colorbar(picture, ax=small, location="bottom", aspect=32, pad=0.04,
-                         ticks=[0, 0.05, 0.2, 0.5, 1])
+                         ticks=[0, 0.05, 0.2, 0.5, 1], format="{x:.0%}")
     bar.set_label("Attention weight (a row sums to 1)", color=INK, fontsize=9)
     bar.ax.tick_params(length=0, labelsize=8, colors=INK)
+    bar.ax.get_xticklabels()[-1].set_ha("right")
     bar.outline.set_edgecolor(EDGE)
     return figure
 
@@ -105,8 +110,10 @@ def _large(figure, weights: Tensor, tokens: list[str], keys: list[str], title: s
 def _all(figure, weights: Tensor, head: int, ink: dict):
     """Every head small, the large one's number in bold."""
     figure.set_facecolor(CLOTH)
-    figure.suptitle(f"All {len(weights)} heads of this layer", fontsize=10, color=INK)
-    across = math.ceil(math.sqrt(len(weights)))
+    said = f"All {len(weights)} heads of this layer" if len(weights) > 1 else "The only head"
+    figure.suptitle(said, fontsize=10, color=INK)
+    across = max(range(1, len(weights) + 1), key=lambda n: min(  # the largest squares
+        BESIDE / n, 0.85 / math.ceil(len(weights) / n)))
     grid = figure.subplots(-(-len(weights) // across), across, squeeze=False)
     for n, axes in enumerate(grid.flat):
         if n >= len(weights):

@@ -79,7 +79,7 @@ def look(model, text: str, *, to: str | None = None, layer: int | None = None,
 
 def _batch(model, text: str, to: str | None) -> tuple[dict, dict[str, list[str]]]:
     ids = model.tokenizer.encode(text).ids
-    if not ids:
+    if not text.strip() or not ids:
         raise MiradaError("the text is empty: there is nothing to look at")
     if model.context and len(ids) > model.context:
         raise MiradaError(f"the text has {len(ids)} tokens and the model takes {model.context}; "

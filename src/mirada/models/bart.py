@@ -23,6 +23,7 @@ from mirada.weights.config import ANY, key, size
 from mirada.weights.rows import Weights
 
 KIND = "encoder-decoder"
+NAMES = {*ACTIVATIONS, *LEARNED}
 
 
 @dataclass(frozen=True)
@@ -36,7 +37,7 @@ class Config:
     decoder_heads: int = size("decoder_attention_heads", 16)
     hidden: int = size("encoder_ffn_dim", 4096)
     decoder_hidden: int = size("decoder_ffn_dim", 4096)
-    act: str = key("activation_function", "gelu", choices={*ACTIVATIONS, *LEARNED})
+    act: str = key("activation_function", "gelu", choices=NAMES)
     scaled: bool = key("scale_embedding", False)  # tokens by sqrt(d)
     tied: bool = key("tie_word_embeddings", True)
     start: int | None = key("decoder_start_token_id", 2, low=0)
@@ -108,13 +109,10 @@ TASKS = {
 HEADS = {"Bart" + task: head for task, head in TASKS.items()}
 
 
-def weights(c: Config, slot: str = "out", shared: bool | None = None) -> Weights:
-    """slot: of the norms, "out" or "pre". shared: of one token table, as when tied."""
+def trunk(slot: str) -> list[tuple]:
+    """The rows of the positions and the blocks. slot: of the norms, "out" or "pre"."""
     file, ours = "model.{side}.layers.{i}.", "{side}.blocks.{i}."
-    one = c.tied if shared is None else shared
-    return Weights([
-        ("model.shared.weight", "encoder.embed.token.weight") if one else
-        ("model.{side}.embed_tokens.weight", "{side}.embed.token.weight"),
+    return [
         ("model.{side}.embed_positions.weight", "{side}.embed.position.weight"),
         ("model.{side}.layernorm_embedding.{p}", "{side}.embed.norm.{p}"),
         (file + "self_attn.(q|k|v|out)_proj.{p}", ours + "attn.f.(q|k|v|o).{p}"),
@@ -125,6 +123,15 @@ def weights(c: Config, slot: str = "out", shared: bool | None = None) -> Weights
         (file + "(fc1|fc2).{p}", ours + "mlp.f.(up|down).{p}"),
         (file + "activation_fn.{p}", ours + "mlp.f.act.{p}"),
         ("model.{side}.layer_norm.{p}", "{side}.norm.{p}"),
+    ]
+
+
+def weights(c: Config, slot: str = "out", shared: bool | None = None) -> Weights:
+    one = c.tied if shared is None else shared
+    return Weights([
+        *trunk(slot),
+        ("model.shared.weight", "encoder.embed.token.weight") if one else
+        ("model.{side}.embed_tokens.weight", "{side}.embed.token.weight"),
         ("lm_head.weight", "head.out.weight"), ("final_logits_bias", "head.bias"),
         ("classification_head.(dense|out_proj).{p}", "head.(pool.dense|score).{p}"),
         ("qa_outputs.{p}", "head.span.{p}"),

@@ -90,16 +90,20 @@ def attention(c: Config, table: Places, farthest: int) -> Attention:
     return attn
 
 
+def embed(c: Config) -> Tokens:
+    width, norm = c.embedding or c.d, LayerNorm(c.d, c.eps)
+    if width != c.d:
+        norm = nn.Sequential(OrderedDict(project=nn.Linear(width, c.d, bias=False), norm=norm))
+    return Tokens(c.vocab, width, positions=Learned(c.context, width) if c.absolute else None,
+                  types=c.types, norm=norm)
+
+
 def build(c: Config) -> Stack:
-    width, norm = c.embedding or c.d, partial(LayerNorm, c.d, c.eps)
-    widen = OrderedDict(project=nn.Linear(width, c.d, bias=False), norm=norm())
-    embed = Tokens(c.vocab, width, positions=Learned(c.context, width) if c.absolute else None,
-                   types=c.types, norm=nn.Sequential(widen) if width != c.d else norm())
     farthest = c.farthest if c.farthest > 0 else c.context
     table = Places(2 * (c.buckets if c.buckets > 0 else farthest), c.d,
-                   norm() if c.normed == "layer_norm" else None)
+                   LayerNorm(c.d, c.eps) if c.normed == "layer_norm" else None)
     kinds = [partial(BesideConv, c) if c.conv else Block] + [Block] * (c.layers - 1)
-    return Stack(embed, [bert.block(c, attention(c, table, farthest), kind) for kind in kinds])
+    return Stack(embed(c), [bert.block(c, attention(c, table, farthest), kind) for kind in kinds])
 
 
 HEADS = {

@@ -105,7 +105,8 @@ def weights(c: Config, body="model.") -> Weights:
     return Weights([
         (body + "embed_tokens.weight", "embed.token.weight"),
         (body + "layers.{i}.input_layernorm.weight", "blocks.{i}.attn.pre.weight"),
-        (body + "layers.{i}.self_attn.(q|k|v|o)_proj.{p}", "blocks.{i}.attn.f.(q|k|v|o).{p}"),
+        (body + "layers.{i}.self_attn.(q|k|v)_proj.{p}", "blocks.{i}.attn.f.(q|k|v).{p}"),
+        (body + "layers.{i}.self_attn.o_proj.{p}", "blocks.{i}.attn.f.o.{p}"),
         (body + "layers.{i}.post_attention_layernorm.weight", "blocks.{i}.mlp.pre.weight"),
         (body + "layers.{i}.mlp.(gate|up|down)_proj.{p}", "blocks.{i}.mlp.f.(gate|up|down).{p}"),
         (body + "layers.{i}.mlp.act_fn.{p}", "blocks.{i}.mlp.f.act.{p}"),

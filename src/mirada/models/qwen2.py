@@ -1,5 +1,4 @@
-"""Qwen2, Qwen2.5 and Qwen3: LLaMA with biases on q, k and v (2407.10671), or norms on q and k
-(2505.09388)."""
+"""Qwen2 and Qwen2.5: LLaMA with biases on q, k and v (2407.10671)."""
 
 from __future__ import annotations
 
@@ -15,7 +14,6 @@ from mirada.core.position import Rotary
 from mirada.errors import MiradaError
 from mirada.models import llama, rope, windows
 from mirada.weights.config import ANY, key
-from mirada.weights.rows import Weights
 
 KIND = "decoder"
 
@@ -42,15 +40,14 @@ class Config(llama.Config):
 
     @staticmethod
     def prepare(raw: dict) -> dict:
-        unsaid = {"num_key_value_heads": 32} | (
-            {"head_dim": 128} if raw.get("model_type") == "qwen3" else {})
-        return rope.flat(unsaid | raw)
+        return rope.flat({"num_key_value_heads": 32} | raw)
 
     def restore(self, ours: dict) -> dict:
         return rope.nested(ours | {"head_dim": self.head_dim or self.d // self.heads})
 
 
-def stack(c: Config, bias: str, normed: bool) -> Stack:
+def stack(c: Config, bias: str, normed=False) -> Stack:
+    """bias: which projections have one; normed: q and k go through norms."""
     K = c.head_dim or c.d // c.heads
     rotary = Rotary(K, c.rope_base, scaling=rope.scaling(c, K, c.context))
 
@@ -66,27 +63,12 @@ def stack(c: Config, bias: str, normed: bool) -> Stack:
 
 
 def build(c: Config) -> Stack:
-    return stack(c, "qkv", normed=False)
+    return stack(c, "qkv")
 
 
-def qwen3(c: Config) -> Stack:
-    return stack(c, "qkvo" if c.attention_bias else "", normed=True)
-
-
-HEADS = {name + task: head for name in ("Qwen2", "Qwen3") for task, head in llama.TASKS.items()}
-BODIES = {"Qwen3" + task: qwen3 for task in llama.TASKS}
-MODEL_TYPES = {"Qwen3" + task: "qwen3" for task in llama.TASKS}
-
-
-def weights(c: Config, body="model.") -> Weights:
-    norm = (body + "layers.{i}.self_attn.(q|k)_norm.weight",
-            "blocks.{i}.attn.f.qk_norm.(q|k).weight")
-    return Weights([norm, *llama.weights(c, body).rows], prefix=body)
-
-
-MAPS = {name + "ForQuestionAnswering": lambda c: weights(c, "transformer.")
-        for name in ("Qwen2", "Qwen3")}
-init = llama.init
+HEADS = {"Qwen2" + task: head for task, head in llama.TASKS.items()}
+MAPS = {"Qwen2ForQuestionAnswering": lambda c: weights(c, "transformer.")}
+weights, init = llama.weights, llama.init
 INERT = {"attention_dropout": ANY}
 _2 = Config(vocab=151936, context=32768, rope_base=1e6)
 SIZES = {
@@ -94,9 +76,5 @@ SIZES = {
     "1.5b": replace(_2, d=1536, layers=28, heads=12, kv_heads=2, hidden=8960, tied=True),
     "7b": replace(_2, vocab=152064, d=3584, layers=28, heads=28, kv_heads=4, hidden=18944),
     "72b": replace(_2, vocab=152064, d=8192, layers=80, heads=64, kv_heads=8, hidden=29568),
-    "qwen3-0.6b": replace(_2, d=1024, layers=28, heads=16, kv_heads=8, head_dim=128, hidden=3072,
-                          context=40960, tied=True),
-    "qwen3-8b": replace(_2, d=4096, layers=36, heads=32, kv_heads=8, head_dim=128, hidden=12288,
-                        context=40960),
     "tiny": Config(vocab=1024, context=256, d=64, layers=2, heads=4, kv_heads=2, hidden=128),
 }

@@ -58,7 +58,7 @@ class Reading:
 def read(cls, raw: dict, path, *, inert: dict | None = None, ignore=()) -> Reading:
     """Fill `cls` from a file's keys. Raises with name, value and the way past for unknown ones."""
     inert = INERT | (inert or {})
-    known = cls.prepare(dict(raw)) if hasattr(cls, "prepare") else raw
+    known = _prepared(cls, raw, path)
     hints, values, ignored = typing.get_type_hints(cls), {}, {}
     fields = {f.metadata["file"]: f for f in dataclasses.fields(cls) if "file" in f.metadata}
     for name, value in known.items():
@@ -82,6 +82,17 @@ def read(cls, raw: dict, path, *, inert: dict | None = None, ignore=()) -> Readi
         return Reading(cls(**values), dict(raw), ignored)
     except MiradaError as error:  # its fields do not fit together
         raise UntrustedInputError(path, "config", str(error)) from None
+
+
+def _prepared(cls, raw: dict, path) -> dict:
+    """raw as the family wants it; a family's `prepare` need not guard against wrong types."""
+    if not hasattr(cls, "prepare"):
+        return raw
+    try:
+        return cls.prepare(dict(raw))
+    except (TypeError, ValueError, AttributeError, LookupError) as error:
+        raise UntrustedInputError(path, "config", "a key does not hold what this architecture "
+                                  f"keeps there ({error})") from None
 
 
 def write(config, raw: dict | None = None) -> dict:
