@@ -251,7 +251,8 @@ def fill(model: Model, reader, weights, dtype, device, ignore, where: str) -> No
                                   "tensor as another, and it is not; set tie_word_embeddings to "
                                   "false in config.json if both are meant")
     _keep(model.origin, plan, reader)
-    model.origin.spelled = {weights.modern(f): f for step in plan.steps for f in step.files}
+    model.origin.spelled = {today: name for step in plan.steps for name in step.files
+                            if (today := weights.modern(name)) != name}
 
 
 def _read(step: Step, reader):

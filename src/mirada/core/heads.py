@@ -94,6 +94,16 @@ class First(nn.Module):
         return x[:, 0]
 
 
+class Mean(nn.Module):
+    """x averaged over the real tokens."""
+
+    def forward(self, x: Tensor, inputs: Inputs, ctx: Ctx) -> Tensor:
+        if ctx.mask.padding is None:
+            return x.mean(1)
+        real = ctx.mask.padding[..., None]  # (B, T, 1)
+        return (x * real).sum(1) / real.sum(1)
+
+
 class LastOf(nn.Module):
     """x where the input has its last `id` (an encoder-decoder's classifier reads the end there)."""
 

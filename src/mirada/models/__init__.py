@@ -25,6 +25,7 @@ FAMILIES = {  # model_type in a config file -> module here
     "mbart": "mbart",
     "mistral": "llama",
     "mixtral": "mixtral",
+    "modernbert": "modernbert",
     "mpt": "mpt",
     "mt5": "t5",
     "openai-gpt": "gpt1",

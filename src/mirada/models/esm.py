@@ -120,8 +120,8 @@ class Contacts(nn.Module):
 
 
 def contacts(model, input_ids: Tensor, attention_mask: Tensor | None = None) -> Tensor:
-    """Probability that residues i and j touch, (B, T - 2, T - 2), ends left out; 0.5 and the
-    regression's offset tell nothing at pads. Raises MiradaError for a head without contacts."""
+    """Probability that residues i and j touch, (B, T - 2, T - 2), the ends left out; what it says
+    of pads means nothing. Raises MiradaError for a head without contacts."""
     if not hasattr(model.head, "contacts"):
         raise MiradaError(f"{model.architecture} predicts no contacts: load the file with "
                           "architecture='EsmForMaskedLM'")
@@ -151,7 +151,8 @@ HEADS = {
 def weights(c: Config, pool: str = "esm.pooler.dense.{p}") -> Weights:
     table, layer = "esm.embeddings.", "esm.encoder.layer.{i}."
     return Weights([
-        (table + "(word|position)_embeddings.weight", "embed.(token|position).weight"),
+        (table + "word_embeddings.weight", "embed.token.weight"),
+        (table + "position_embeddings.weight", "embed.position.weight"),
         (table + "layer_norm.{p}", "embed.norm.{p}"),
         (layer + "attention.self.(query|key|value).{p}", "blocks.{i}.attn.f.(q|k|v).{p}"),
         (layer + "attention.self.rotary_embeddings.inv_freq",
