@@ -132,8 +132,9 @@ def test_older_spellings_load_and_go_back_as_they_came(tmp_path):
         "LayerNorm.bias", "LayerNorm.beta"): t for n, t in held.items()}
     assert len(old.keys() - held.keys()) == 12
     model = mirada.load(rewrite(folder, old))
-    ids = torch.tensor([[5, 6, 7]])
-    assert torch.equal(model(ids).logits, mirada.load(saved(tmp_path / "new", "bert:tiny"))(ids).logits)
+    ids, new = torch.tensor([[5, 6, 7]]), saved(tmp_path / "new", "bert:tiny")
+    assert torch.equal(model(ids).logits, mirada.load(new)(ids).logits)
+    assert tensors(mirada.save(model, tmp_path / "again")).keys() == old.keys()
 
 
 def test_carried_and_derived_tensors_are_written_back(tmp_path):
@@ -196,7 +197,7 @@ def test_dtype_and_architecture(tmp_path):
     assert mirada.load(folder).dtype == torch.bfloat16
     model = mirada.load(folder, dtype=torch.float64)
     assert {p.dtype for p in model.parameters()} == {torch.float64}
-    with pytest.raises(MiradaError, match="score.weight"):
+    with pytest.raises(MiradaError, match="lacks 1 tensors.*score.weight"):
         mirada.load(folder, architecture="GPT2ForSequenceClassification")
     bare = mirada.load(folder, architecture="GPT2Model")
     assert list(bare(torch.tensor([[1, 2]]))) == ["last_hidden_state"]
@@ -231,17 +232,26 @@ def test_what_runs_code_is_not_written_back(tmp_path):
     assert not {"auto_map", "_attn_implementation_internal"} & raw.keys()
 
 
-@pytest.mark.parametrize("name", [n for n in mirada.families() if n != "t5"] + ["t5"])
+@pytest.mark.parametrize("name", ["gpt2", "bert", "t5"])
 def test_the_reference_reads_what_is_written(tmp_path, name):
     folder = saved(tmp_path, f"{name}:tiny")
     raw = json.loads((folder / "config.json").read_text())
     theirs = getattr(transformers, raw["architectures"][0])
     read, report = theirs.from_pretrained(folder, output_loading_info=True)
     assert not any(report.values()), report
-    for key, value in raw.items():
-        if key not in ("architectures", "dtype", "model_type", "rope_parameters", "rope_scaling"):
-            kept = getattr(read.config, key)
-            assert (list(kept) if isinstance(kept, tuple) else kept) == value, key
+    read.save_pretrained(tmp_path / "theirs")
+    ours, written = tensors(folder), tensors(tmp_path / "theirs")
+    assert ours.keys() == written.keys()
+    assert all(torch.equal(ours[n], written[n]) for n in ours)
+    for key in raw.keys() - {"dtype"}:
+        assert getattr(read.config, key) == raw[key], key
+
+
+def test_a_carried_dtype_says_what_the_file_holds(tmp_path):
+    folder = reconfigure(saved(tmp_path), torch_dtype="float32")
+    again = mirada.save(mirada.load(folder, dtype=torch.bfloat16), tmp_path / "again")
+    raw = json.loads((again / "config.json").read_text())
+    assert raw["dtype"] == "bfloat16" and "torch_dtype" not in raw
 
 
 @pytest.mark.parametrize("wrong, said", [
@@ -318,12 +328,12 @@ def test_what_cannot_be_built(options, said):
 
 
 def test_families_and_their_names(monkeypatch):
-    with pytest.raises(MiradaError, match="no family is called 'gpt9'; there are bert"):
+    with pytest.raises(MiradaError, match="no family is called 'gpt9'; there are .*bert, .*gpt2"):
         mirada.build("gpt9")
     assert "gpt2" in mirada.families() and mirada.sizes("gpt2")[0] == "small"
     monkeypatch.setenv("MIRADA_WITHOUT", "gpt2,bert")
     assert not {"gpt2", "bert"} & set(mirada.families())
-    for name in ("gpt2", "gpt3:175b", "bert:base"):
+    for name in ("gpt2", "bert:base"):
         with pytest.raises(MiradaError, match="no family is called"):
             mirada.build(name, device="meta")
 

@@ -138,7 +138,8 @@ class Model(nn.Module):
 
     def forward(self, input_ids: Tensor | None = None, attention_mask: Tensor | None = None, *,
                 token_type_ids=None, position_ids=None, inputs_embeds=None, segment_ids=None,
-                pixel_values=None, bool_masked_pos=None, interpolate_pos_encoding=False,
+                global_attention_mask=None, pixel_values=None, bool_masked_pos=None,
+                interpolate_pos_encoding=False,
                 decoder_input_ids=None, decoder_attention_mask=None, decoder_inputs_embeds=None,
                 encoder_outputs=None, cache: Caches | None = None, labels=None,
                 logits_to_keep: int = 0, **more_labels) -> Output:
@@ -146,6 +147,7 @@ class Model(nn.Module):
 
         input_ids (B, T); attention_mask (B, past + T), 1 where real; position_ids (B, T), counted
         over real tokens when None; segment_ids (B, T): only equal ids meet (packed documents);
+        global_attention_mask (B, T), 1 where a token sees and is seen beyond its model's windows;
         labels: see the head's loss. Of an encoder-decoder: encoder_outputs (B, S, D), what `encode`
         gave, in place of input_ids; attention_mask is still the source's. decoder_input_ids are the
         labels (other heads: input_ids) shifted right when None; decoder_attention_mask
@@ -156,10 +158,11 @@ class Model(nn.Module):
             input_ids=input_ids, attention_mask=attention_mask, token_type_ids=token_type_ids,
             position_ids=position_ids, inputs_embeds=inputs_embeds, segment_ids=segment_ids,
             pixel_values=pixel_values, bool_masked_pos=bool_masked_pos, cache=cache,
+            global_attention_mask=global_attention_mask,
             decoder_input_ids=decoder_input_ids, decoder_attention_mask=decoder_attention_mask,
             decoder_inputs_embeds=decoder_inputs_embeds, encoder_outputs=encoder_outputs)
         inputs = Inputs(input_ids, inputs_embeds, token_type_ids, pixel_values, bool_masked_pos,
-                        interpolate_pos_encoding)
+                        interpolate_pos_encoding, global_attention_mask)
         out = Output()
         if self.encoder_decoder:
             seen = inputs if encoder_outputs is None else Inputs(inputs_embeds=encoder_outputs)
@@ -225,9 +228,13 @@ class Model(nn.Module):
         (B, T), past = given.shape[:2], 0
         if cache is not None:
             past = int(next(iter(cache.length), torch.tensor(0)))
+            if len(cache.length) not in (0, B):
+                raise MiradaError(f"the cache holds {len(cache.length)} rows and the model was "
+                                  f"given {B}: one cache serves one batch")
         _check_shape("attention_mask", attention_mask, (B, past + T),
                      f"the {past} cached and {T} new tokens")
         _check_shape("token_type_ids", inputs.token_type_ids, (B, T), "the tokens")
+        _check_shape("global_attention_mask", inputs.global_attention_mask, (B, T), "the tokens")
         _check_shape("position_ids", positions, (B, T), "the tokens", one_row=True)
         _check_shape("segment_ids", segments, (B, T), "the tokens")
         if positions is None and attention_mask is None:
@@ -248,6 +255,7 @@ class Model(nn.Module):
             "decoder_input_ids", "decoder_attention_mask", "decoder_inputs_embeds",
             "encoder_outputs"}
         unread |= set() if self.generates else {"cache"}
+        unread |= {"global_attention_mask"} - getattr(self.body, "reads", set())
         if given["token_type_ids"] is not None and self.kind != "encoder":
             unread |= {"token_type_ids"}  # an encoder without types is given zeros by habit
         found = [name for name in unread if given[name] is not None]

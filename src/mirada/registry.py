@@ -234,19 +234,30 @@ def _shell(fam, config, architecture: str, reader, where) -> Model:
 
 
 def fill(model: Model, reader, weights, dtype, device, ignore, where: str) -> None:
-    """Stream a file's tensors into a model on the meta device, one row at a time."""
+    """Stream a file's tensors into a model on the meta device, one row at a time.
+
+    Memory for all of it is taken first: taken tensor by tensor, between what is read and let go
+    again, the allocator's leavings come to most of a second copy.
+    """
     paths = model.paths()
     plan = weights.plan(paths, reader.names(), ignore, where)
     places = _places(model)
     for step in [*plan.steps, *plan.duplicates]:
         _check_shapes(step, reader, [places[paths[o]][0][2].shape for o in step.ours], where)
     for step in plan.steps:
-        for path, tensor in _read(step, reader):
-            _put(places[path], _owned(tensor, dtype, device), step, where)
+        for n, path in enumerate(step.ours):
+            name = step.files[n if len(step.files) == len(step.ours) else 0]
+            old = places[path][0][2]
+            kind = _kind(old, name, reader, dtype, where)
+            _put(places[path], torch.empty_like(old, dtype=kind, device=device))
     state = model.state()
+    for step in plan.steps:
+        for path, tensor in _read(step, reader):
+            state[path].copy_(tensor)
     for step in plan.duplicates:
         for path, tensor in _read(step, reader):
-            if not same_bits(_owned(tensor, dtype, device), state[paths[path]]):
+            mine = state[paths[path]]
+            if not same_bits(torch.empty_like(mine).copy_(tensor), mine):
                 raise MiradaError(f"{where}: its config says that {step.files[0]!r} is the same "
                                   "tensor as another, and it is not; set tie_word_embeddings to "
                                   "false in config.json if both are meant")
@@ -288,25 +299,22 @@ def _check_shapes(step: Step, reader, wanted: list, where: str) -> None:
         ours = None
     if ours != list(wanted):
         shown = ", ".join(f"{f!r} {list(s)}" for f, s in zip(step.files, theirs, strict=True))
-        raise MiradaError(f"{where}: {shown} does not fit the architecture in its config, which "
-                          f"needs {', '.join(str(list(w)) for w in wanted)}")
+        raise UntrustedInputError(where, shown, "does not fit the architecture in its config, "
+                                  f"which needs {', '.join(str(list(w)) for w in wanted)}")
 
 
-def _owned(tensor: Tensor, dtype, device) -> Tensor:
-    """Converted, contiguous, and not a view that keeps a larger tensor alive."""
-    if dtype is not None and tensor.is_floating_point():
-        tensor = tensor.to(dtype)
-    tensor = tensor.to(device).contiguous()
-    whole = tensor.untyped_storage().nbytes() == tensor.numel() * tensor.element_size()
-    return tensor if whole else tensor.clone()
+def _kind(old: Tensor, name: str, reader, dtype, where: str) -> torch.dtype:
+    """The dtype that a tensor of the file gets here: its own, unless told otherwise."""
+    theirs = reader.dtype(name)
+    kind = dtype if dtype is not None and theirs.is_floating_point else theirs
+    if old.is_floating_point() and not (kind.is_floating_point and kind.itemsize > 1):
+        raise MiradaError(f"{where}: {name!r} holds {theirs}, with which nothing can be computed; "
+                          "dtype= converts it if it is a float")
+    return kind
 
 
-def _put(places: list, tensor: Tensor, step: Step | None = None, where: str = "") -> None:
-    module, name, old = places[0]
-    number = tensor.is_floating_point() and tensor.dtype.itemsize > 1
-    if step is not None and old.is_floating_point() and not number:
-        raise MiradaError(f"{where}: {step.files[0]!r} holds {tensor.dtype}, with which nothing "
-                          "can be computed; dtype= converts it if it is a float")
+def _put(places: list, tensor: Tensor) -> None:
+    _, _, old = places[0]
     new = nn.Parameter(tensor, old.requires_grad) if isinstance(old, nn.Parameter) else tensor
     for module, name, _ in places:
         (module._parameters if name in module._parameters else module._buffers)[name] = new
@@ -344,7 +352,7 @@ def export(model: Model) -> dict[str, Tensor]:
 
 def _base(fam) -> list[str]:
     """Heads that are the bare body: the reference writes their files without a prefix."""
-    return [name for name in fam.HEADS if name.endswith("Model")]
+    return [name for name in fam.HEADS if name.endswith("Model") and "Head" not in name]
 
 
 def save(model: Model, path) -> Path:

@@ -32,7 +32,8 @@ def sees(mask: Mask, b: int, t: int, s: int) -> bool:
     in_prefix = mask.prefix is not None and k < at(mask.prefix, b)
     if mask.causal and k > q and not in_prefix:
         return False
-    if mask.window is not None and abs(q - k) >= mask.window:
+    shown = mask.everywhere is not None and mask.everywhere[b, s]
+    if mask.window is not None and abs(q - k) >= mask.window and not shown:
         return False
     if mask.padding is not None and not mask.padding[b, s]:
         return False

@@ -186,6 +186,9 @@ def test_a_rolling_cache_holds_a_window_and_a_margin_and_frees_the_rest(margin):
 def test_a_rolling_cache_gives_back_its_margin_once():
     cache = Rolling(WINDOW, 2)
     cache.update(*entries(4))
+    for wrong in (5, -1):
+        with pytest.raises(MiradaError, match=f"cannot crop 4 keys to {wrong}"):
+            cache.crop(wrong)
     cache.crop(1)  # nothing was dropped yet: any of it may go
     assert cache.seen == cache.held == 1
     cache.update(*entries(9))

@@ -22,6 +22,7 @@ MASKS = {
     "causal": Mask(causal=True),
     "window back": Mask(causal=True, window=2),
     "window both ways": Mask(window=3),
+    "window but for some": Mask(window=2, everywhere=DOCUMENTS == 2),
     "prefix": Mask(causal=True, prefix=3),
     "prefix a row": Mask(causal=True, prefix=torch.tensor([1, 4])),
     "prefix alone": Mask(prefix=2),
@@ -52,7 +53,7 @@ def test_each_field_by_its_definition(name):
         assert torch.equal(block.expand(B, -1, -1, -1), wanted[:, :, r0:r1])
 
 
-PLAIN = [name for name, mask in MASKS.items() if mask.prefix is None]
+PLAIN = [name for name, mask in MASKS.items() if mask.prefix is None and mask.everywhere is None]
 
 
 @pytest.mark.parametrize("other", PLAIN)
@@ -71,6 +72,8 @@ def test_and_takes_the_prefix_and_the_padding_of_either_side():
     one = Mask(causal=True, prefix=prefix)
     for both in (one & Mask(), Mask() & one, one & Mask(prefix=prefix)):
         assert both.prefix is prefix and both.causal
+    some = Mask(window=2, everywhere=PADDING)
+    assert (some & Mask()).everywhere is (Mask() & some).everywhere is PADDING
     with pytest.raises(ValueError, match="both set prefix"):
         Mask(prefix=prefix) & Mask(prefix=prefix.clone())
     assert (Mask(padding=PADDING) & Mask()).padding is PADDING
@@ -97,9 +100,11 @@ def masks(draw):
     elif slots == "rows":
         slots = rows(-1, 8, S)
     padding = rows(0, 1, S).bool() if draw(st.integers(0, 3)) == 0 else None
+    everywhere = rows(0, 1, S).bool() if draw(st.integers(0, 3)) == 0 else None
     pair = ((rows(0, 1, T), rows(0, 1, S)),) if draw(st.integers(0, 3)) == 0 else ()
-    mask = Mask(draw(st.booleans()), draw(st.one_of(st.none(), st.integers(1, 7))),
-                draw(st.one_of(st.none(), st.integers(0, 6))), padding, pair, start, slots)
+    mask = Mask(causal=draw(st.booleans()), window=draw(st.one_of(st.none(), st.integers(1, 7))),
+                prefix=draw(st.one_of(st.none(), st.integers(0, 6))), everywhere=everywhere,
+                padding=padding, segments=pair, start=start, slots=slots)
     return mask, B, T, S
 
 
@@ -149,7 +154,8 @@ def test_a_mask_is_made_dense_once_a_pass(monkeypatch):
     (Mask(padding=PADDING) & own[0]).dense(T, S)
     assert len(made) == 3, "another pass builds its own"
     changed = [dict(start=1), dict(slots=torch.arange(S)), dict(prefix=torch.tensor([1, 2])),
-               dict(segments=((DOCUMENTS, DOCUMENTS),)), dict(padding=~PADDING), dict(causal=False)]
+               dict(segments=((DOCUMENTS, DOCUMENTS),)), dict(padding=~PADDING), dict(causal=False),
+               dict(window=3), dict(window=3, everywhere=PADDING)]
     for n, change in enumerate(changed):
         mask = dataclasses.replace(shared & own[0], **change)
         assert torch.equal(mask.dense(T, S).expand(B, -1, -1, -1), visible(mask, B, T, S))

@@ -9,8 +9,8 @@ from transformers.activations import ACT2CLS, ACT2FN
 from transformers.models.gemma.modeling_gemma import GemmaRMSNorm
 from transformers.models.llama.modeling_llama import LlamaRMSNorm
 
-from mirada.core.mlp import ACTIVATIONS, LEARNED, MLP, XIELU, Activation, activation
-from mirada.core.norm import LayerNorm, RMSNorm
+from mirada.core.mlp import ACTIVATIONS, LEARNED, MLP, XIELU, Activation, MoE, activation
+from mirada.core.norm import LayerNorm, QKNorm, RMSNorm
 from parity.harness import wide
 
 
@@ -129,3 +129,55 @@ def test_the_network_is_its_formula_plain_and_gated(gated, bias):
     assert torch.allclose(mlp(x), wanted, atol=1e-12)
     assert mlp.up.weight.shape == (3072, 768) and mlp.down.weight.shape == (768, 3072)
     assert (mlp.gate is not None) == gated and (mlp.down.bias is not None) == bias
+
+
+@pytest.mark.parametrize("top", [1, 2, 4])
+def test_each_token_goes_through_the_experts_its_router_likes_best(top):
+    moe = MoE(6, [MLP(6, 5, "silu", gated=True, bias=False) for _ in range(4)], top).double()
+    x = torch.randn(2, 5, 6).double()
+    out = moe(x)
+    for b in range(2):
+        for t in range(5):
+            logits = x[b, t] @ moe.router.weight.T
+            best = sorted(range(4), key=lambda e: -logits[e].item())[:top]
+            share = [math.exp(logits[e].item()) for e in best]
+            wanted = sum(s / sum(share) * moe.experts[e](x[b, t])
+                         for s, e in zip(share, best, strict=True))
+            assert torch.allclose(out[b, t], wanted, atol=1e-13)
+    assert out.shape == x.shape and moe.router.bias is None
+    assert moe.bfloat16()(x.bfloat16()).dtype == torch.bfloat16
+
+
+def experts(dtype=torch.float64, top=2):
+    torch.manual_seed(3)
+    moe = MoE(6, [MLP(6, 10, "silu", gated=True, bias=False) for _ in range(4)], top).to(dtype)
+    return moe, torch.randn(2, 5, 6, dtype=dtype)
+
+
+def test_an_expert_that_nobody_takes_learns_nothing():
+    moe, x = experts(top=1)
+    with torch.no_grad():
+        moe.router.weight.copy_(torch.zeros(4, 6))
+        moe.router.weight[2] = x.sum((0, 1))
+    moe(x[:, :1].abs() * x.sum((0, 1)).sign()).sum().backward()
+    grads = [expert.up.weight.grad.abs().max() for expert in moe.experts]
+    assert grads[2] > 0 and not any(grads[e] for e in (0, 1, 3))
+
+
+def test_experts_weigh_in_float32_and_answer_in_the_streams_dtype():
+    moe, x = experts(torch.bfloat16)
+    wide, _ = experts(torch.float64)
+    wide.load_state_dict({n: t.double() for n, t in moe.state_dict().items()})
+    got = moe(x)
+    assert got.dtype == torch.bfloat16 and got.shape == x.shape
+    assert (got.double() - wide(x.double())).abs().max() < 0.02 * got.abs().max()
+
+
+def test_queries_and_keys_have_norms_of_their_own():
+    norm = QKNorm(RMSNorm(6, 1e-3), RMSNorm(6, 1e-3)).double()
+    nn.init.normal_(norm.q.weight)
+    nn.init.normal_(norm.k.weight)
+    q, k = torch.randn(1, 4, 3, 6).double(), torch.randn(1, 2, 3, 6).double()
+    got = norm(q, k)
+    assert torch.equal(got[0], norm.q(q)) and torch.equal(got[1], norm.k(k))
+    assert not torch.equal(norm.q(k), norm.k(k))

@@ -14,10 +14,10 @@ T5 = Row("T5ForConditionalGeneration", "T5Config", dict(
 
 
 def prompts(row: Row, seed: int, rows: int = 3, length: int = 8) -> dict:
-    """Unequal prompts: the mask hides the first n tokens of row n, which are ordinary ones."""
+    """Unequal prompts: the mask hides the first 2n tokens of row n, ordinary ones."""
     generator = torch.Generator().manual_seed(seed)
     ids = torch.randint(3, row.settings["vocab_size"], (rows, length), generator=generator)
-    hidden = torch.arange(length) < torch.arange(rows)[:, None]
+    hidden = torch.arange(length) < 2 * torch.arange(rows)[:, None]
     return {"input_ids": ids, "attention_mask": (~hidden).long()}
 
 

@@ -51,7 +51,8 @@ def test_beams_are_the_references(row, beams, penalty, early):
 
 @pytest.mark.parametrize("row", ROWS, ids=str)
 @pytest.mark.parametrize("options", [
-    {"repetition_penalty": 1.5}, {"no_repeat_ngram_size": 2}, {"min_new_tokens": 6}], ids=str)
+    {"repetition_penalty": 1.5}, {"repetition_penalty": 4.0}, {"no_repeat_ngram_size": 2},
+    {"min_new_tokens": 6}], ids=str)
 def test_processors_within_beams(row, options):
     both, batch = pair(row), prompts(row, 1)
     start = 1 if both.ours.encoder_decoder else 8
@@ -100,9 +101,9 @@ def test_one_prompt_is_the_same_alone_and_in_a_batch():
     model, batch = pair(GPT2).ours, prompts(GPT2, 6)
     together = model.generate(**batch, num_beams=3, max_new_tokens=LONG)
     for n in range(3):
-        alone = model.generate(batch["input_ids"][n : n + 1, n:], num_beams=3,
+        alone = model.generate(batch["input_ids"][n : n + 1, 2 * n :], num_beams=3,
                                max_new_tokens=LONG)
-        assert torch.equal(alone[0], together[n, n:])
+        assert torch.equal(alone[0], together[n, 2 * n :])
 
 
 def test_stop_strings_are_refused():

@@ -92,6 +92,14 @@ def test_the_oldest_turns_are_forgotten_and_named():
     assert talk.messages[0]["content"] == "Sys"
 
 
+@pytest.mark.parametrize("context, dropped", [(40, 0), (39, 2)])
+def test_nothing_is_forgotten_that_fits(context, dropped):
+    talk = Conversation(saying("one", "two"), context=context)
+    said(talk, "First")
+    reply = talk.send("Next", max_new_tokens=21)
+    assert len(reply.dropped) == dropped and reply.prompt_tokens == (7 if dropped else 19)
+
+
 def test_equal_messages_are_told_apart():
     talk = Conversation(saying("x" * 10, "x" * 10, "x"), context=50)
     said(talk, "same")

@@ -37,7 +37,7 @@ def cases(generator):
     ids = torch.randint(0, 6, (4, 30), generator=generator)
     scores = torch.randn(4, 50, generator=generator) * 3
     yield ids, scores
-    yield ids, torch.zeros(4, 50)
+    yield torch.full_like(ids, 7), torch.zeros(4, 50)
     yield ids, scores.round()
     yield ids, scores.index_fill(1, torch.tensor([7]), 200.0)
     yield ids, scores.index_fill(1, torch.arange(10, 40), -torch.inf)

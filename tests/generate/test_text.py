@@ -32,6 +32,7 @@ def test_the_pieces_are_the_text():
     ([" 😀!", "senor"], "Olé, señor"),
     (["or", "r 😀"], "Olé, señ"),
     ("O", ""),
+    (["d.", "end."], "Olé, señor 😀! The "),
     (["The e", "he end."], "Olé, señor 😀! "),
     ("absent", SAID),
 ])
@@ -46,6 +47,17 @@ def test_stop_strings_end_the_text_and_are_never_shown(stops, before):
     answer = text_stream(saying(SAID), [65, 66], stop=stops)
     assert "".join(answer) == before
     assert answer.finish_reason == ("eos" if before == SAID else "stop")
+
+
+def test_an_end_token_is_not_text():
+    answer = text_stream(saying(SAID), [65, 66], eos_token_id=ord("!"))
+    assert "".join(answer) == "Olé, señor 😀" and answer.finish_reason == "eos"
+
+
+def test_a_stop_string_around_a_token_that_is_not_shown():
+    answer = text_stream(saying("ax<user>yz"), [65, 66], stop="xy")
+    assert "".join(answer) == "a" and answer.finish_reason == "stop"
+    assert answer.ids == [ord("a"), ord("x"), 257, ord("y")]
 
 
 def test_ids_end_with_the_token_that_completes_a_stop_string():

@@ -70,7 +70,8 @@ class Row:
     exempt: negative controls that cannot show here, each with its reason. untied: a module of the
     reference that gets a table of its own, as in files that its config class calls tied. buffers:
     those that files hold and that are born as zeros, which would hide them. frozen: modules of the
-    reference that it means not to train, and does.
+    reference that it means not to train, and does. patterns: (pair, the reference's outputs) ->
+    {stack: [(attention, which of it counts)]}, where it keeps its attentions in a form of its own.
     told: with pads, the reference is given our positions; False: it counts real tokens itself.
     labels: pair -> the head's labels, where they are not classes of its logits.
     """
@@ -87,6 +88,7 @@ class Row:
     untied: str | None = None
     buffers: tuple[str, ...] = ()
     frozen: tuple[str, ...] = ()
+    patterns: Callable[[Pair, dict], dict] | None = None
     told: bool = True
     labels: Callable[[Pair], torch.Tensor] | None = None
 
@@ -357,6 +359,8 @@ def recording(pair: Pair) -> None:
         theirs = pair.theirs(**pair.batch, output_attentions=True)
     stacks = {"encoder": "encoder_attentions", "decoder": "decoder_attentions",
               "cross": "cross_attentions"}
+    if pair.row.patterns is not None:
+        return _patterns(tape, pair.row.patterns(pair, theirs))
     seen = 0
     for stack in tape.stacks:
         name = stacks[stack] if pair.ours.encoder_decoder else "attentions"
@@ -366,6 +370,16 @@ def recording(pair: Pair) -> None:
             seen += 1
     given = [theirs[n] for n in (*stacks.values(), "attentions") if theirs.get(n)]
     assert seen == sum(map(len, given)) > 0
+
+
+def _patterns(tape, wanted: dict) -> None:
+    assert set(tape.stacks) == set(wanted)
+    for stack, layers in wanted.items():
+        assert tape.layers(stack) == list(range(len(layers)))
+        for layer, (attention, counts) in enumerate(layers):
+            got = tape.pattern(layer, stack=stack)
+            assert got.shape == attention.shape and counts.any()
+            assert ((got - attention) * counts).abs().max() < BAR
 
 
 def broken(pair: Pair) -> None:

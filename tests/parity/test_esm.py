@@ -10,7 +10,7 @@ from safetensors.torch import load_file, save_file
 import mirada
 from mirada.errors import MiradaError
 from mirada.models.esm import contacts
-from parity.harness import Row, pair, table, tokens, wide
+from parity.harness import Row, pair, shake, table, tokens, wide
 
 TINY = dict(vocab_size=33, hidden_size=24, num_hidden_layers=2, num_attention_heads=3,
             intermediate_size=40, max_position_embeddings=20, pad_token_id=1, mask_token_id=32)
@@ -28,8 +28,11 @@ def row(architecture: str, **more) -> Row:
     """The reference counts learned positions itself, from the pad's id on. A pooler reads the first
     token, so there is nothing to compare where that is a pad."""
     name, pooled = more.pop("name", ""), architecture.endswith(("Model", "SequenceClassification"))
+    steps = ("esm." * (architecture != "EsmModel") + "rotary_embeddings.inv_freq",)
+    rotary = more.get("position_embedding_type") == "rotary"
+    exempt = {"rotary": "the file brings its own angular steps"} if rotary else {}
     return Row(architecture, "EsmConfig", TINY | more, inputs=hidden, name=name, told=False,
-               left=not pooled)
+               left=not pooled, buffers=steps * rotary, exempt=exempt)
 
 
 ROWS = [
@@ -66,12 +69,6 @@ def test_contacts_are_the_references(row):
     assert (contacts(both.ours, ids) - padded)[1].abs().max() > 1e-6
 
 
-def test_contacts_need_their_regression():
-    model = mirada.build("esm:tiny", architecture="EsmForTokenClassification")
-    with pytest.raises(MiradaError, match="predicts no contacts"):
-        contacts(model, torch.full((1, 6), 5))
-
-
 def test_hidden_residues_scale_the_others():
     """What training's 12 % would do: nothing hidden shrinks all, everything hidden is zero."""
     embed = mirada.build("esm:tiny", seed=0).body.embed
@@ -88,7 +85,9 @@ def test_hidden_residues_scale_the_others():
 @pytest.fixture(scope="module")
 def folder(tmp_path_factory):
     path = tmp_path_factory.mktemp("esm")
-    transformers.EsmForMaskedLM(transformers.EsmConfig(**TINY | ESM2)).save_pretrained(path)
+    theirs = transformers.EsmForMaskedLM(transformers.EsmConfig(**TINY | ESM2))
+    shake(theirs)
+    theirs.save_pretrained(path)
     return path
 
 
@@ -98,7 +97,7 @@ def test_a_published_file_keeps_its_angles_and_its_names(folder, tmp_path):
     now = load_file(folder / "model.safetensors")
     assert any(n.endswith("LayerNorm.gamma") for n in now)
     named = {n.replace("LayerNorm.gamma", "LayerNorm.weight").replace(
-        "LayerNorm.beta", "LayerNorm.bias"): t for n, t in now.items()}
+        "LayerNorm.beta", "LayerNorm.bias"): t for n, t in now.items() if "inv_freq" not in n}
     steps = (10000.0 ** (-torch.arange(0, 8, 2) / 8)).half().float()
     layer = "esm.encoder.layer.{}.attention.self.rotary_embeddings.inv_freq"
     released = named | {layer.format(n): steps.clone() for n in range(2)} | {
@@ -110,9 +109,9 @@ def test_a_published_file_keeps_its_angles_and_its_names(folder, tmp_path):
     (tmp_path / "released" / "config.json").write_text(config)
     ours, ids = mirada.load(tmp_path / "released"), torch.randint(4, 24, (1, 16))
     theirs = transformers.EsmForMaskedLM.from_pretrained(tmp_path / "released").eval()
-    theirs.esm.rotary_embeddings.inv_freq.copy_(steps)
+    assert torch.equal(theirs.esm.rotary_embeddings.inv_freq, steps)
     assert torch.allclose(ours(ids).logits, theirs(ids).logits, atol=1e-5)
-    assert (mirada.load(folder)(ids).logits - ours(ids).logits).abs().max() > 1e-5
+    assert (mirada.load(folder)(ids).logits - ours(ids).logits).abs().max() > 1e-4
     for path, before in ((folder, now), (tmp_path / "released", released)):
         mirada.save(mirada.load(path), tmp_path / f"again-{path.name}")
         after = load_file(tmp_path / f"again-{path.name}" / "model.safetensors")
@@ -120,15 +119,37 @@ def test_a_published_file_keeps_its_angles_and_its_names(folder, tmp_path):
         assert all(torch.equal(before[n], after[n]) for n in before)
 
 
+@pytest.mark.parametrize("base", [10000.0, 500.0])
+def test_a_file_without_angles_turns_by_its_base(folder, tmp_path, base):
+    tensors = load_file(folder / "model.safetensors")
+    save_file({n: t for n, t in tensors.items() if "inv_freq" not in n},
+              tmp_path / "model.safetensors", metadata={"format": "pt"})
+    raw = json.loads((folder / "config.json").read_text()) | {"rope_theta": base}
+    (tmp_path / "config.json").write_text(json.dumps(raw))
+    ids = torch.randint(4, 24, (1, 16))
+    theirs, ours = transformers.EsmForMaskedLM.from_pretrained(tmp_path), mirada.load(tmp_path)
+    assert torch.allclose(ours(ids).logits, theirs.eval()(ids).logits, atol=1e-5)
+    ours.body.blocks[0].attn.f.rotary.base *= 1.1
+    assert (ours(ids).logits - theirs(ids).logits).abs().max() > 1e-4
+
+
 @pytest.mark.parametrize("key, value", [
-    ("is_folding_model", True), ("hidden_act", "relu"), ("position_embedding_type", "relative_key"),
-    ("num_attention_heads", 8), ("mask_token_id", None), ("pad_token_id", None)])
+    ("is_folding_model", True), ("hidden_act", "relu"), ("mask_token_id", None),
+    ("position_embedding_type", "relative_key"), ("pad_token_id", None),
+    ("num_attention_heads", 8)])
 def test_what_esm_here_is_not_is_refused(folder, tmp_path, key, value):
     raw = json.loads((folder / "config.json").read_text()) | {key: value}
     (tmp_path / "config.json").write_text(json.dumps(raw))
     save_file(load_file(folder / "model.safetensors"), tmp_path / "model.safetensors")
     with pytest.raises(MiradaError):
         mirada.load(tmp_path)
+
+
+@pytest.mark.parametrize("changes, said", [
+    ({"d": 20}, "a head has 5"), ({"mask": None}, "needs the id of the mask")])
+def test_what_cannot_be_built_is_said(changes, said):
+    with pytest.raises(MiradaError, match=said):
+        mirada.build("esm:tiny", **changes)
 
 
 @pytest.mark.parametrize("size, count", [

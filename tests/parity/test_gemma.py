@@ -1,9 +1,11 @@
 """Gemma 1, 2 and 3 against the reference."""
 
+import copy
 import json
 import shutil
 
 import pytest
+import torch
 
 import mirada
 from parity.harness import Row, pair, run_theirs, table
@@ -49,7 +51,7 @@ ROWS = [
     row("Gemma3TextModel"),
     row("Gemma3TextForSequenceClassification", num_labels=3),
 ]
-test_parity = table(ROWS)
+test_parity = pytest.mark.scope("1.6.7")(table(ROWS))
 
 
 def load(raw: dict, both, folder) -> mirada.Model:
@@ -58,9 +60,8 @@ def load(raw: dict, both, folder) -> mirada.Model:
     return mirada.load(folder)
 
 
-@pytest.mark.scope("1.6.7")
 def test_the_published_files_spellings(tmp_path):
-    """Bases outside their objects, a pattern for the layers' kinds, rope_scaling for the far one."""
+    """Bases outside their objects, a pattern for the layers' kinds, rope_scaling of the far."""
     both = pair(next(r for r in ROWS if str(r) == "Gemma3ForCausalLM-odd"))
     raw = json.loads((both.folder / "config.json").read_text())
     del raw["layer_types"], raw["rope_parameters"], raw["query_pre_attn_scalar"]
@@ -70,6 +71,19 @@ def test_the_published_files_spellings(tmp_path):
     model = load(raw, both, tmp_path)
     theirs = run_theirs(both, both.batch)["logits"]
     assert (model(**both.batch).logits - theirs).abs().max() < 1e-10
+
+
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float32])
+def test_embeddings_are_scaled_by_a_rounded_root(dtype, tmp_path):
+    """55.5 for that of 3,072 in bfloat16; embeddings that are handed in are taken as they are."""
+    both = pair(ROWS[0])
+    ids, theirs = both.batch["input_ids"], copy.deepcopy(both.theirs).to(dtype).model.embed_tokens
+    theirs.embed_scale.fill_(32**0.5)  # it was a buffer, and the cast above rounded it
+    table = mirada.load(both.folder, dtype=dtype).body.embed.token
+    assert torch.equal(table(ids), theirs(ids))
+    given = torch.randn(2, 5, 32, dtype=torch.float64)
+    want = run_theirs(both, {"inputs_embeds": given})["logits"]
+    assert (both.ours(inputs_embeds=given).logits - want).abs().max() < 1e-10
 
 
 def test_what_an_early_file_calls_gelu(tmp_path):

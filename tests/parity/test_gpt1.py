@@ -20,10 +20,16 @@ ROWS = [
     row("OpenAIGPTModel", afn="relu"),
     row("OpenAIGPTForSequenceClassification", num_labels=3),
 ]
-test_parity = table(ROWS)
+test_parity = pytest.mark.scope("1.6.1")(table(ROWS))
 
 
-@pytest.mark.scope("1.6.1")
+def test_its_activations_are_four():
+    """Its own table: what it calls gelu is the tanh form."""
+    assert mirada.build("gpt1:tiny", device="meta").body.blocks[0].mlp.f.act.name == "gelu_new"
+    with pytest.raises(mirada.MiradaError, match="act.*mish.*not one of"):
+        mirada.build("gpt1:tiny", act="mish", device="meta")
+
+
 def test_published_size():
     model = mirada.build("gpt1", size="117m", device="meta")
     assert sum(p.numel() for p in model.parameters()) == 116_534_784

@@ -173,7 +173,9 @@ def test_a_window_belongs_to_mistral():
 @pytest.mark.parametrize("size, count", [
     ("7b", 6_738_415_616), ("13b", 13_015_864_320), ("70b", 68_976_648_192),
     ("llama3-8b", 8_030_261_248), ("llama3-70b", 70_553_706_496),
-    ("llama3-405b", 405_853_388_800), ("mistral-7b", 7_241_732_096),
+    ("codellama-7b", 6_738_546_688), ("codellama-13b", 13_016_028_160),
+    ("codellama-34b", 33_743_970_304), ("llama3-405b", 405_853_388_800),
+    ("mistral-7b", 7_241_732_096),
     ("smollm2-135m", 134_515_008),
 ])
 def test_published_parameter_counts(size, count):

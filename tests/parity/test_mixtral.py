@@ -32,7 +32,7 @@ test_parity = table(ROWS)
 
 
 def test_hooks_see_the_routers_logits():
-    """The reference's own router logits, layer by layer; the second choice is as near as it says."""
+    """The reference's own router logits, layer by layer."""
     both = pair(ROWS[0])
     seen = []
     hooks = [block.mlp.f.router.register_forward_hook(lambda m, a, out: seen.append(out))

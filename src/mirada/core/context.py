@@ -19,6 +19,7 @@ class Inputs:
     pixel_values: Tensor | None = None  # (B, C, Y, X)
     bool_masked_pos: Tensor | None = None  # (B, N) True where a patch is hidden
     interpolate_pos_encoding: bool = False  # stretch the learned grid to this picture's
+    global_attention_mask: Tensor | None = None  # (B, T) 1 where no window hides a token
 
 
 @dataclass(frozen=True, eq=False)

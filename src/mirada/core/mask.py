@@ -15,6 +15,7 @@ class Mask:
     causal: a query sees keys at or before it.
     window: a query sees keys closer than this many steps (both ways when not causal).
     prefix: (B,) or int: the first keys of each row, seen by every query (prefix LM).
+    everywhere: (B, S) bool, keys that no window hides.
     padding: (B, S) bool, True where the key is real.
     segments: pairs of ids ((B, T), (B, S)); only equal ids meet (packed texts, shifted windows).
     start: index of query 0 among the keys: an int, or (B,) when rows differ.
@@ -25,6 +26,7 @@ class Mask:
     causal: bool = False
     window: int | None = None
     prefix: Tensor | int | None = None
+    everywhere: Tensor | None = None
     padding: Tensor | None = None
     segments: tuple[tuple[Tensor, Tensor], ...] = ()
     start: int | Tensor = 0
@@ -39,6 +41,7 @@ class Mask:
             causal=self.causal or other.causal,
             window=min(windows, default=None),
             prefix=_one(self.prefix, other.prefix, "prefix"),
+            everywhere=_one(self.everywhere, other.everywhere, "everywhere"),
             padding=_both(self.padding, other.padding),
             segments=self.segments + other.segments,
         )
@@ -46,11 +49,15 @@ class Mask:
     def queries(self, T: int, device=None) -> Tensor:
         """Index of each query among the keys: (T,) or (B, T)."""
         steps = torch.arange(T, device=device)
-        return steps + (self.start[:, None] if torch.is_tensor(self.start) else self.start)
+        if torch.is_tensor(self.start):  # a cache that holds nothing yet does not know the device
+            return steps + self.start.to(device=device)[:, None]
+        return steps + self.start
 
     def keys(self, S: int, device=None) -> Tensor:
         """Index that each key slot holds: (S,) or (B, S)."""
-        return torch.arange(S, device=device) if self.slots is None else self.slots
+        if self.slots is None:
+            return torch.arange(S, device=device)
+        return self.slots.to(device=device)
 
     def trivial(self, T: int, S: int) -> bool:
         """True when every query is known to see every key, so that no mask need be built."""
@@ -59,7 +66,7 @@ class Mask:
         if torch.is_tensor(self.start):
             return not self.causal and self.window is None
         newest = self.start == S - 1 and T == 1  # a decoding step: all keys are its past
-        near = self.window is None or (S <= self.window and (newest or not self.causal))
+        near = self.window is None or max(S, self.start + T) <= self.window
         return near and (newest or not self.causal)
 
     def only_causal(self, T: int, S: int) -> bool:
@@ -73,8 +80,8 @@ class Mask:
         """(1 or B, 1, T, S) bool, or None when all is allowed. Built once a pass."""
         if self.trivial(T, S):
             return None
-        key = (T, S, self.causal, self.window, id(self.prefix), id(self.padding), id(self.slots),
-               id(self.start), tuple(map(id, sum(self.segments, ()))))
+        values = (self.prefix, self.everywhere, self.padding, self.slots, self.start)
+        key = (T, S, self.causal, self.window, *map(id, (*values, *sum(self.segments, ()))))
         if key not in self.memo:  # the values travel along: an id means nothing once its owner died
             self.memo[key] = (self.rows(0, T, T, S, device), self)
         return self.memo[key][0]
@@ -88,7 +95,9 @@ class Mask:
         if self.causal:
             ok = ok & _visible(q, k, self.prefix)
         if self.window is not None:
-            ok = ok & ((q - k).abs() < self.window)
+            near = (q - k).abs() < self.window
+            ok = ok & (near if self.everywhere is None else
+                       near | self.everywhere[:, None, None, :])
         if self.padding is not None:
             ok = ok & self.padding[:, None, None, :]
         for qs, ks in self.segments:

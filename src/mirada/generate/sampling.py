@@ -81,9 +81,7 @@ def top_p(scores: Tensor, p: float) -> Tensor:
 def min_p(scores: Tensor, p: float) -> Tensor:
     """Keeps tokens at least p times as likely as the likeliest (2407.01082)."""
     probs = scores.softmax(-1)
-    best, where = probs.max(-1, keepdim=True)
-    drop = (probs < p * best).scatter(-1, where, False)
-    return scores.masked_fill(drop, -torch.inf)
+    return scores.masked_fill(probs < p * probs.amax(-1, keepdim=True), -torch.inf)
 
 
 def choose(scores: Tensor, sample: bool, generator: torch.Generator) -> Tensor:

@@ -88,7 +88,7 @@ def attention_map(weights: Tensor, tokens: list[str], keys: list[str] | None = N
 def _large(figure, weights: Tensor, tokens: list[str], keys: list[str], title: str, ink: dict):
     figure.set_facecolor(CLOTH)
     axes = figure.subplots()
-    picture = axes.imshow(weights, **ink)
+    picture = axes.imshow(weights.numpy(), **ink)
     axes.set_title(title, fontsize=13, color=INK, pad=10, loc="left", fontweight="bold")
     axes.set_xlabel("Key positions", color=INK, fontsize=10, labelpad=8)
     axes.set_ylabel("Query positions", color=INK, fontsize=10, labelpad=8)
@@ -119,7 +119,7 @@ def _all(figure, weights: Tensor, head: int, ink: dict):
         if n >= len(weights):
             axes.set_axis_off()
             continue
-        axes.imshow(weights[n], **ink)
+        axes.imshow(weights[n].numpy(), **ink)
         axes.set_xticks([])
         axes.set_yticks([])
         axes.set_title(f"{n}", fontsize=9, pad=3, color=INK,

@@ -107,6 +107,12 @@ def _asked(name: str, check: Callable, model, batch) -> Check | None:
         return Check(name, None, str(error))
     except MiradaError as error:
         return Check(name, False, str(error))
+    except Exception as error:  # a model that cannot run is what this is to find out
+        return Check(name, False, f"it could not run: {type(error).__name__}: {_line(error)}")
+
+
+def _line(error: Exception) -> str:
+    return str(error).strip().split("\n")[0]
 
 
 # ---- the file ----------------------------------------------------------------------------------
@@ -206,7 +212,9 @@ def _batch(model) -> dict:
     if not model.encoder_decoder:
         return {"input_ids": ids}
     length = 8 if model.generates else ids.shape[1]
-    start = ids.new_full((1, 1), model.config.start)
+    start = ids[:, -1:]  # where no token starts every answer, the source's last does (its language)
+    if model.config.start is not None:
+        start = ids.new_full((1, 1), model.config.start)
     return {"input_ids": ids, "decoder_input_ids": torch.cat([start, ids[:, : length - 1]], 1)}
 
 
@@ -330,8 +338,8 @@ def _reference(name: str, model, batch) -> Check:
         version, theirs = _transformers(model, batch)
         model = _widened(model)
     except Exception as error:  # whatever another program does with the file is no error of ours
-        reason = str(error).strip().split("\n")[0]
-        return Check(name, None, f"transformers could not run it: {type(error).__name__}: {reason}")
+        return Check(name, None, f"transformers could not run it: {type(error).__name__}: "
+                     f"{_line(error)}")
     ours = model(**batch)
     bar = max(BARS[model.dtype], BARS[torch.float32])  # parts of the reference are float32 always
     checks = [_close(name, model, ours[k], theirs[k], bar) for k in ours if k in theirs]

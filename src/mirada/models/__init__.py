@@ -4,6 +4,7 @@ FAMILIES = {  # model_type in a config file -> module here
     "albert": "albert",
     "bart": "bart",
     "bert": "bert",
+    "big_bird": "bigbird",
     "bloom": "bloom",
     "camembert": "roberta",
     "deberta": "deberta_v1",  # a family's own name goes before a model_type's
@@ -16,11 +17,13 @@ FAMILIES = {  # model_type in a config file -> module here
     "gemma2": "gemma2",
     "gemma3_text": "gemma3",
     "gpt2": "gpt2",
+    "gpt3": "gpt3",
     "gpt_bigcode": "starcoder",
     "gpt_neo": "gptneo",
     "gpt_neox": "neox",
     "gptj": "gptj",
     "llama": "llama",
+    "longformer": "longformer",
     "marian": "transformer",
     "mbart": "mbart",
     "mistral": "llama",
@@ -29,6 +32,7 @@ FAMILIES = {  # model_type in a config file -> module here
     "mpt": "mpt",
     "mt5": "t5",
     "openai-gpt": "gpt1",
+    "palm": "palm",
     "pegasus": "pegasus",
     "qwen2": "qwen2",
     "qwen3": "qwen3",
@@ -42,5 +46,4 @@ GGUF = {  # general.architecture in a GGUF file -> module here
     "llama": "llama",
 }
 ALIASES = {  # names people say -> family:size here
-    "gpt3:175b": "gpt2:gpt3-175b",
 }

@@ -35,6 +35,11 @@ class Config(bert.Config):
     restore, settle = deberta.Config.restore, deberta.Config.settle
 
 
+def later(c: Config) -> deberta.Config:
+    """The second version's config, of the same fields."""
+    return deberta.Config(**vars(c))
+
+
 def attention(c: Config, table: Places) -> Attention:
     scale = (c.d // c.heads * (1 + len(c.terms))) ** -0.5
     bias = Disentangled(
@@ -48,14 +53,14 @@ def build(c: Config) -> Stack:
     if set(c.terms) - {"c2p", "p2c"}:
         raise MiradaError(f"pos_att_type {'|'.join(c.terms)}: its terms can be c2p and p2c")
     table = Places(2 * (c.farthest if c.farthest > 0 else c.context), c.d)
-    return Stack(deberta.embed(c), [bert.block(c, attention(c, table)) for _ in range(c.layers)])
+    return Stack(deberta.embed(later(c)), [bert.block(c, attention(c, table)) for _ in range(c.layers)])
 
 
 HEADS = {name.replace("V2", ""): head for name, head in deberta.HEADS.items()}
 
 
 def weights(c: Config) -> Weights:
-    second, attn = deberta.weights(c), "deberta.encoder.layer.{i}.attention.self."
+    second, attn = deberta.weights(later(c)), "deberta.encoder.layer.{i}.attention.self."
     return replace(second, rows=[
         *(row for row in second.rows if ".attention.self." not in row[0]),
         (attn + "in_proj.weight", "blocks.{i}.attn.f.(q|k|v).weight", Interleaved(c.heads)),

@@ -8,11 +8,11 @@ import torch
 from torch import nn
 
 from mirada.core.attention import Attention
-from mirada.core.block import Stack
+from mirada.core.block import Block, Residual, Stack
 from mirada.core.embed import Tokens
 from mirada.core.heads import Classifier, Pooled, Pooler, Span, TokenClassifier
 from mirada.core.init import normal
-from mirada.core.mlp import ACTIVATIONS, LEARNED
+from mirada.core.mlp import ACTIVATIONS, LEARNED, MLP
 from mirada.core.norm import LayerNorm
 from mirada.core.position import Learned, sinusoid
 from mirada.models import bert
@@ -39,7 +39,9 @@ class Config:
 
 def build(c: Config) -> Stack:
     embed = Tokens(c.vocab, c.d, positions=Learned(c.context, c.d), norm=LayerNorm(c.d, c.eps))
-    blocks = [bert.block(c, Attention(c.d, c.heads, bias="qkvo")) for _ in range(c.layers)]
+    blocks = [Block(attn=Residual(Attention(c.d, c.heads, bias="qkvo"), out=LayerNorm(c.d, c.eps)),
+                    mlp=Residual(MLP(c.d, c.hidden, c.act), out=LayerNorm(c.d, c.eps)))
+              for _ in range(c.layers)]
     return Stack(embed, blocks)
 
 

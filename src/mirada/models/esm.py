@@ -14,9 +14,10 @@ from mirada.core.block import Block, Residual, Stack
 from mirada.core.context import Ctx, Inputs
 from mirada.core.embed import Tokens
 from mirada.core.heads import Classifier, Pooled, Pooler, TokenClassifier
+from mirada.core.init import normal
 from mirada.core.mlp import MLP
 from mirada.core.norm import LayerNorm
-from mirada.core.position import Learned, Rotary
+from mirada.core.position import Learned, Rotary, frequencies
 from mirada.errors import MiradaError
 from mirada.models import bert, roberta
 from mirada.weights.config import ANY, key, size
@@ -25,12 +26,13 @@ from mirada.weights.rows import Weights
 KIND = "encoder"
 EOS = 2  # of the alphabet that every release has
 HIDDEN = 0.15 * 0.8  # of a sequence's residues, in training
+STEPS = "encoder.layer.{i}.attention.self.rotary_embeddings.inv_freq"  # one writer says * for {i}
 
 
 @dataclass(frozen=True)
 class Config:
     vocab: int = size("vocab_size", 33)
-    context: int = size(roberta.FILE, 1024)
+    context: int = size(roberta.ROWS, 1024)
     positions: str = key("position_embedding_type", "absolute", choices={"absolute", "rotary"})
     base: float = key("rope_theta", 10000.0, low=2, high=1e15)
     d: int = size("hidden_size", 1280)
@@ -56,7 +58,7 @@ class Config:
 
 class Residues(Tokens):
     """Tokens of which the hidden ones are zero, and the others as large as if training's share
-    were hidden. differs: where the reference is given embeddings, it adds no positions."""
+    were hidden. differs: the reference adds no positions to embeddings that it is given."""
 
     mask: int | None = None
 
@@ -66,9 +68,10 @@ class Residues(Tokens):
             return super().forward(inputs, ctx)
         hidden, real = ids == self.mask, ctx.mask.padding  # (B, T)
         count = ids.shape[1] if real is None else real.sum(1)
-        seen = (count - hidden.sum(1)).clamp(min=1)  # (B,)
         x = self.token(ids).masked_fill(hidden[..., None], 0.0)
-        x = x * ((1 - HIDDEN) * count / seen).to(x.dtype)[:, None, None]
+        wide = torch.promote_types(x.dtype, torch.float32)
+        share = (count - hidden.sum(1)).clamp(min=1).to(wide) / count  # (B,), what is seen
+        x = (x * ((1 - HIDDEN) / share)[:, None, None]).to(x.dtype)
         return super().forward(replace(inputs, inputs_embeds=x), ctx)
 
 
@@ -101,7 +104,9 @@ def build(c: Config) -> Stack:
     blocks = [Block(attn=Residual(Attention(c.d, c.heads, bias="qkvo", rotary=rotary), pre=norm()),
                     mlp=Residual(MLP(c.d, c.hidden, c.act), pre=norm()))
               for _ in range(c.layers)]
-    return Stack(embed, blocks, norm())
+    stack = Stack(embed, blocks, norm())
+    stack.contacts = Contacts(c.layers * c.heads)  # beside the pass: see contacts below
+    return stack
 
 
 class Contacts(nn.Module):
@@ -121,27 +126,18 @@ class Contacts(nn.Module):
 
 def contacts(model, input_ids: Tensor, attention_mask: Tensor | None = None) -> Tensor:
     """Probability that residues i and j touch, (B, T - 2, T - 2), the ends left out; what it says
-    of pads means nothing. Raises MiradaError for a head without contacts."""
-    if not hasattr(model.head, "contacts"):
-        raise MiradaError(f"{model.architecture} predicts no contacts: load the file with "
-                          "architecture='EsmForMaskedLM'")
+    of pads means nothing. Each layer's pattern is taken, (B, L * H, T, T) numbers in all."""
     with model.record() as tape:
         model(input_ids, attention_mask)
     maps = torch.cat([tape.pattern(layer) for layer in range(model.config.layers)], 1)
     real = input_ids != EOS if attention_mask is None else (input_ids != EOS) & (attention_mask > 0)
     maps = maps * (real[:, None, :, None] & real[:, None, None, :])  # (B, L * H, T, T)
-    return model.head.contacts(maps[..., 1:-1, 1:-1])
-
-
-def touching(c: Config, head: nn.Module) -> nn.Module:
-    """The head, and the contacts beside it."""
-    head.contacts = Contacts(c.layers * c.heads)
-    return head
+    return model.body.contacts(maps[..., 1:-1, 1:-1])
 
 
 HEADS = {
-    "EsmForMaskedLM": lambda c, body: touching(c, bert.masked(c, body)),
-    "EsmModel": lambda c, body: touching(c, Pooled(Pooler(c.d, nn.Tanh()))),
+    "EsmForMaskedLM": bert.masked,
+    "EsmModel": lambda c, body: Pooled(Pooler(c.d, nn.Tanh())),
     "EsmForSequenceClassification": lambda c, body: Classifier(
         c.d, c.labels, Pooler(c.d, nn.Tanh())),
     "EsmForTokenClassification": lambda c, body: TokenClassifier(c.d, c.labels),
@@ -155,28 +151,33 @@ def weights(c: Config, pool: str = "esm.pooler.dense.{p}") -> Weights:
         (table + "position_embeddings.weight", "embed.position.weight"),
         (table + "layer_norm.{p}", "embed.norm.{p}"),
         (layer + "attention.self.(query|key|value).{p}", "blocks.{i}.attn.f.(q|k|v).{p}"),
-        (layer + "attention.self.rotary_embeddings.inv_freq",
-         "blocks.{i}.attn.f.rotary.scaling.steps"),
+        ("esm." + STEPS, "blocks.{i}.attn.f.rotary.scaling.steps"),
         (layer + "(attention.LayerNorm|LayerNorm).{p}", "blocks.{i}.(attn|mlp).pre.{p}"),
         (layer + "(attention.output|intermediate|output).dense.{p}",
          "blocks.{i}.(attn.f.o|mlp.f.up|mlp.f.down).{p}"),
         ("esm.encoder.emb_layer_norm_after.{p}", "norm.{p}"),
         *roberta.words(True),
-        ("esm.contact_head.regression.{p}", "head.contacts.regression.{p}"),
+        ("esm.contact_head.regression.{p}", "contacts.regression.{p}"),
         (pool, "head.pool.dense.{p}"),
-        ("classifier.out_proj.{p}", "head.score.{p}"),
-        ("classifier.{p}", "head.tag.{p}"),
-    ], prefix="esm.", renames=bert.OLD,
+        ("classifier.out_proj.{p}", "head.score.{p}"), ("classifier.{p}", "head.tag.{p}"),
+    ], prefix="esm.", renames=bert.OLD + ((STEPS.format(i="*"), STEPS.format(i=0)),),
         derived={table + "position_ids": lambda name: torch.arange(c.context + c.pad + 1)[None]},
-        carried=(table + "position_embeddings.weight", "esm.contact_head.regression.{p}",
-                 "esm.pooler.dense.{p}", "lm_head.{p}", "lm_head.{a}.{p}"))
+        carried=(table + "position_embeddings.weight", "esm.pooler.dense.{p}", "lm_head.{p}",
+                 "lm_head.{a}.{p}"))
 
 
 MAPS = {"EsmForSequenceClassification": lambda c: weights(c, "classifier.dense.{p}")}
-init = bert.init
-INERT = {"hidden_dropout_prob": ANY, "attention_probs_dropout_prob": ANY, "classifier_dropout": ANY,
-         "hidden_act": "gelu", "vocab_list": ANY, "esmfold_config": None, "is_folding_model": False,
-         "is_decoder": False, "add_cross_attention": False}
+
+
+@torch.no_grad()
+def init(model, c: Config) -> None:
+    normal(model, 0.02)
+    for stored in (m for m in model.modules() if isinstance(m, Stored)):
+        stored.steps.copy_(frequencies(2 * len(stored.steps), c.base, stored.steps))
+
+
+INERT = bert.INERT | {"hidden_act": "gelu", "vocab_list": ANY, "esmfold_config": None,
+                      "is_folding_model": False}
 
 
 def _esm2(d: int, layers: int, heads: int = 20) -> Config:

@@ -1,8 +1,10 @@
-"""Gemma: LLaMA with a gated GELU, norms that store weight - 1, and scaled embeddings (2403.08295)."""
+"""Gemma: LLaMA with a gated GELU, norms that keep weight - 1, and wider embeddings (2403.08295)."""
 
 from __future__ import annotations
 
 from dataclasses import dataclass, replace
+
+from torch import Tensor, nn
 
 from mirada.core.attention import Attention
 from mirada.core.block import Block, Residual, Stack
@@ -31,6 +33,22 @@ class Config(llama.Config):
         act = raw.pop("hidden_activation", None) or raw.get("hidden_act") or "gelu"
         return rope.flat(raw | {"hidden_act": "gelu_pytorch_tanh" if act == "gelu" else act})
 
+    def restore(self, ours: dict) -> dict:
+        return rope.nested(ours | {"num_key_value_heads": self.kv_heads or self.heads})
+
+
+class Widened(nn.Embedding):
+    """Times the root of its width, rounded as the weights are: so it was trained."""
+
+    def forward(self, ids: Tensor) -> Tensor:
+        return super().forward(ids) * self.weight.new_tensor(self.embedding_dim**0.5)
+
+
+def embed(c: Config) -> Tokens:
+    tokens = Tokens(c.vocab, c.d)
+    tokens.token = Widened(c.vocab, c.d)
+    return tokens
+
 
 def build(c: Config) -> Stack:
     if c.window:
@@ -46,8 +64,7 @@ def build(c: Config) -> Stack:
         mlp = MLP(c.d, c.hidden, c.act, gated=True, bias=False)
         return Block(attn=Residual(attn, pre=norm()), mlp=Residual(mlp, pre=norm()))
 
-    embed = Tokens(c.vocab, c.d, scale=c.d**0.5)
-    return Stack(embed, [block() for _ in range(c.layers)], norm())
+    return Stack(embed(c), [block() for _ in range(c.layers)], norm())
 
 
 HEADS = {"Gemma" + task: llama.TASKS[task] for task in (

@@ -7,7 +7,6 @@ from dataclasses import dataclass, replace
 
 from mirada.core.attention import Attention
 from mirada.core.block import Block, Residual, Stack
-from mirada.core.embed import Tokens
 from mirada.core.heads import LMHead
 from mirada.core.mask import Mask
 from mirada.core.mlp import MLP
@@ -47,7 +46,7 @@ class Config(gemma.Config):
 
     def restore(self, ours: dict) -> dict:
         kinds = [windows.KINDS[window is not None] for window in self.sights()]
-        return rope.nested(ours) | {"hidden_activation": self.act, "layer_types": kinds}
+        return super().restore(ours) | {"hidden_activation": self.act, "layer_types": kinds}
 
 
 def stack(c: Config, near: Rotary | None = None, normed=False) -> Stack:
@@ -67,7 +66,7 @@ def stack(c: Config, near: Rotary | None = None, normed=False) -> Stack:
         return Block(attn=Residual(attn, pre=norm(), post=norm()),
                      mlp=Residual(mlp, pre=norm(), post=norm()))
 
-    return Stack(Tokens(c.vocab, c.d, scale=c.d**0.5), [block(w) for w in c.sights()], norm())
+    return Stack(gemma.embed(c), [block(w) for w in c.sights()], norm())
 
 
 def build(c: Config) -> Stack:

@@ -35,7 +35,7 @@ class Config(gemma2.Config):
         raw[NEAR + "rope_theta"] = raw.pop("rope_local_base_freq")
         match raw.get("rope_parameters"):
             case {"full_attention": far, "sliding_attention": {**near}}:
-                raw |= {NEAR + name: value for name, value in near.items()}
+                raw |= {f"{NEAR}{name}": value for name, value in near.items()}
                 raw["rope_parameters"] = far
         return gemma2.Config.prepare(raw)
 

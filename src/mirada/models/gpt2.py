@@ -95,7 +95,5 @@ INERT = {"attn_pdrop": ANY, "embd_pdrop": ANY, "resid_pdrop": ANY, "classifier_d
 SIZES = {
     "small": Config(), "medium": Config(d=1024, layers=24, heads=16),
     "large": Config(d=1280, layers=36, heads=20), "xl": Config(d=1600, layers=48, heads=25),
-    # GPT-3's counts (2005.14165, table 2.1). differs: its sparse banded layers are dense here
-    "gpt3-175b": Config(context=2048, d=12288, layers=96, heads=96),
     "tiny": Config(vocab=1024, context=256, d=64, layers=2, heads=4),
 }

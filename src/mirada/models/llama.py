@@ -52,7 +52,8 @@ class Config(rope.Rope):
         unsaid = {"num_key_value_heads": 8, "sliding_window": 4096}
         return rope.flat(unsaid | raw if raw.get("model_type") == "mistral" else raw)
 
-    restore = staticmethod(rope.nested)
+    def restore(self, ours: dict) -> dict:
+        return rope.nested(ours)
 
 
 def stack(c: Config) -> Stack:
@@ -161,6 +162,11 @@ SIZES = {
     "llama3-405b": replace(_3, d=16384, layers=126, heads=128, hidden=53248, context=131072,  # 3.1
                            rope="llama3", rope_factor=8.0, rope_low=1.0, rope_high=4.0,
                            rope_original=8192),
+    "codellama-7b": replace(_2, vocab=32016, context=16384, rope_base=1e6),  # 2308.12950
+    "codellama-13b": replace(_2, vocab=32016, context=16384, rope_base=1e6, d=5120, layers=40,
+                             heads=40, hidden=13824),
+    "codellama-34b": replace(_2, context=16384, rope_base=1e6, d=8192, layers=48, heads=64,
+                             kv_heads=8, hidden=22016),
     "mistral-7b": replace(_2, hidden=14336, kv_heads=8, context=32768, rope_base=1e6),  # v0.2
     "tiny": Config(vocab=1024, context=256, d=64, layers=2, heads=4, kv_heads=2, hidden=128),
 }

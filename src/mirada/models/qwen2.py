@@ -67,8 +67,8 @@ def build(c: Config) -> Stack:
 
 
 HEADS = {"Qwen2" + task: head for task, head in llama.TASKS.items()}
-MAPS = {"Qwen2ForQuestionAnswering": lambda c: weights(c, "transformer.")}
 weights, init = llama.weights, llama.init
+MAPS = {"Qwen2ForQuestionAnswering": lambda c: llama.weights(c, "transformer.")}
 INERT = {"attention_dropout": ANY}
 _2 = Config(vocab=151936, context=32768, rope_base=1e6)
 SIZES = {

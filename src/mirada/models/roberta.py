@@ -19,7 +19,7 @@ from mirada.weights.config import key, size
 from mirada.weights.rows import Weights
 
 KIND = "encoder"
-FILE = "max_position_embeddings"  # rows of the table, those that no token reads among them
+ROWS = "max_position_embeddings"  # rows of the table, those that no token reads among them
 
 
 @dataclass(frozen=True)
@@ -29,12 +29,12 @@ class Config(bert.Config):
 
     @staticmethod
     def prepare(raw: dict) -> dict:
-        rows, pad = raw.get(FILE), raw.get("pad_token_id", 1)
+        rows, pad = raw.get(ROWS), raw.get("pad_token_id", 1)
         counted = type(rows) is int and type(pad) is int
-        return raw | {FILE: rows - pad - 1} if counted else raw
+        return raw | {ROWS: rows - pad - 1} if counted else raw
 
     def restore(self, ours: dict) -> dict:
-        return ours | {FILE: self.context + self.pad + 1}
+        return ours | {ROWS: self.context + self.pad + 1}
 
 
 def build(c: Config) -> Stack:

@@ -6,6 +6,7 @@ A family's Config is a frozen dataclass whose fields are made by `key(name in th
 from __future__ import annotations
 
 import dataclasses
+import functools
 import types
 import typing
 
@@ -59,7 +60,7 @@ def read(cls, raw: dict, path, *, inert: dict | None = None, ignore=()) -> Readi
     """Fill `cls` from a file's keys. Raises with name, value and the way past for unknown ones."""
     inert = INERT | (inert or {})
     known = _prepared(cls, raw, path)
-    hints, values, ignored = typing.get_type_hints(cls), {}, {}
+    hints, values, ignored = _hints(cls), {}, {}
     fields = {f.metadata["file"]: f for f in dataclasses.fields(cls) if "file" in f.metadata}
     for name, value in known.items():
         if name in fields and name not in ignore:
@@ -107,7 +108,7 @@ def write(config, raw: dict | None = None) -> dict:
 
 def check(config, where: str) -> None:
     """Raise MiradaError where a field of a Config holds what no file could say."""
-    hints = typing.get_type_hints(type(config))
+    hints = _hints(type(config))
     for f in dataclasses.fields(config):
         if "file" in f.metadata:
             _checked(getattr(config, f.name), hints[f.name], f.metadata, where, f.name)
@@ -116,6 +117,11 @@ def check(config, where: str) -> None:
 def passed_on(name: str) -> bool:
     """False for keys that make other programs run something: never acted on, never written."""
     return name not in EXECUTABLE and not name.startswith("_")
+
+
+@functools.cache
+def _hints(cls) -> dict:
+    return typing.get_type_hints(cls)
 
 
 def _unknown(name: str, value, path) -> MiradaError:

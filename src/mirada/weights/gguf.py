@@ -96,6 +96,10 @@ class GGUF:
         """A tensor's shape, as torch has it."""
         return self._info(name).shape
 
+    def dtype(self, name: str) -> torch.dtype:
+        """What `get` gives when it is told nothing."""
+        return torch.float32
+
     def close(self) -> None:
         """Release the file. Views that `blocks` gave stay valid."""
         self._file.close()
