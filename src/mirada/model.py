@@ -245,6 +245,7 @@ class Model(nn.Module):
         if pads is not None and pads.device.type == "cpu" and bool(pads.all()):  # speed
             pads = None
         packed = () if segments is None else ((segments, segments),)
+        positions = positions.view(positions.shape)  # a new value each pass: tables are kept by it
         return Ctx(positions, Mask(padding=pads, segments=packed))
 
     def _refuse_unread(self, **given) -> None:

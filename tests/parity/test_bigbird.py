@@ -1,5 +1,7 @@
 """BigBird against the reference, which must really have run its block-sparse attention."""
 
+import copy
+
 import pytest
 import torch
 import transformers
@@ -46,9 +48,9 @@ def patterns(pair, theirs) -> dict:
 def row(architecture: str, **more) -> Row:
     keys = {k: more.pop(k) for k in list(more) if k in ("name", "inputs", "exempt")}
     sparse = more.get("attention_type", SPARSE) == SPARSE and keys.get("inputs") is not tokens
-    pooled = architecture.endswith(("PreTraining", "Model", "SequenceClassification"))
+    pooled = architecture.endswith(("PreTraining", "Model", "SequenceClassification", "Answering"))
     keys = {"inputs": long, "patterns": patterns if sparse else None,
-            "left": not pooled} | keys  # a pooler reads the first token, there a pad
+            "left": not pooled} | keys  # these read the first token, to the reference a pad
     return Row(architecture, "BigBirdConfig", TINY | more, **keys)
 
 
@@ -130,6 +132,20 @@ def test_a_block_of_pads_stays_finite():
             got = both.ours(**batch).logits
         assert torch.isfinite(got).all()
         assert (got - wanted)[mask.bool()].abs().max() < BAR
+
+
+@pytest.mark.parametrize("separated", [True, False])
+def test_pads_before_a_question_change_nothing(separated):
+    both = pair(ROWS[-1])
+    ids = torch.randint(3, 61, (1, 12))
+    ids[0, 4] = 2 if separated else 3
+    padded = torch.cat([torch.zeros(1, 3, dtype=torch.long), ids], 1)
+    alone, behind = both.ours(ids), both.ours(padded, (padded != 0).long())
+    theirs = copy.deepcopy(both.theirs)(ids)  # a copy: after a short text it is sparse no more
+    for name in ("start_logits", "end_logits"):
+        assert (behind[name][:, 3:] - alone[name]).abs().max() < 1e-8  # of a million
+        assert (alone[name] < -1e5).sum() == (4 if separated else 0)
+        assert (alone[name] - theirs[name]).abs().max() < BAR
 
 
 @pytest.mark.scope("1.16.3")

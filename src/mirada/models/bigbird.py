@@ -45,10 +45,9 @@ class Config(bert.Config):
 class Blocks(ScoreBias):
     """Adds the logarithm of how often a query's block looks at a key's: never, once, or more.
 
-    Each head of a layer draws its own blocks, always the same ones. They are drawn in training
-    only: as published, evaluation looks at the first block in place of each. Texts of at most
-    5 + 2 * drawn blocks look at everything. differs: the reference does so ever after one such.
-    """
+    Each head of a layer draws its blocks once for all, and in training only: as published,
+    evaluation looks at the first block in place of each. Texts of at most 5 + 2 * drawn blocks look
+    at everything. differs: the reference does so ever after one such."""
 
     fixed = False  # kept for the pass they would add up: heads * T * T numbers a layer
 
@@ -63,8 +62,7 @@ class Blocks(ScoreBias):
 
     def rows(self, q: Tensor, k: Tensor, qi: Tensor, ki: Tensor) -> Tensor:
         log = self.times(-(-ki.shape[-1] // self.block)).log().to(q)
-        log = log[:, qi // self.block][:, :, ki // self.block]  # (1 or H, R, S)
-        return log.expand(self.heads, -1, -1)[None]
+        return log[:, qi // self.block][:, :, ki // self.block].expand(self.heads, -1, -1)[None]
 
     def times(self, n: int) -> Tensor:
         """How often each of n blocks looks at each, (1 or H, n, n)."""
@@ -80,7 +78,7 @@ class Blocks(ScoreBias):
         for head, row, blocks in (self.own_plan(rng) if n * self.block in OWN_PLAN
                                   else self.plan(rng, n)):
             if 0 < row < n - 1:
-                times[head, row, torch.from_numpy(blocks)] += 1
+                times[head, row, torch.tensor(blocks, dtype=torch.long)] += 1
         return times
 
     def plan(self, rng, n: int) -> Iterator[tuple]:
@@ -90,8 +88,7 @@ class Blocks(ScoreBias):
             shut = {row - 1, row, row + 1, 0, end - 1}
             shut |= {end - 2} if row == 1 else {1} if row == end - 2 else set()
             for head in range(self.heads):
-                yield head, row, np.array([b for b in rng.permutation(end) if b not in shut],
-                                          dtype=np.int64)[: self.drawn]
+                yield head, row, [b for b in rng.permutation(end) if b not in shut][: self.drawn]
 
     def own_plan(self, rng) -> Iterator[tuple]:
         """(head, row, blocks drawn) of the longest text: of its first 1,024 tokens."""
@@ -114,10 +111,14 @@ def build(c: Config, kind=Stack) -> Stack:
     return kind(embed, [bert.block(c, attention(n)) for n in range(c.layers)])
 
 
-def question(ids: Tensor, sep: int | None) -> Tensor:
-    """(B, T): tokens up to the first separator; of a text that has none, the first token."""
-    end = (ids == sep).int().argmax(1, keepdim=True)
-    return torch.arange(ids.shape[1], device=ids.device) <= end
+def question(inputs: Inputs, ctx: Ctx, sep: int | None) -> tuple[Tensor, Tensor]:
+    """Tokens up to the first separator or, without one, the first; and the first: (B, T) each."""
+    # differs: on the left the reference takes pads for tokens
+    ids, real = inputs.input_ids, ctx.mask.padding
+    first = torch.zeros_like(ids[:, :1]) if real is None else real.int().argmax(1, keepdim=True)
+    ends = (ids == sep).int().argmax(1, keepdim=True)  # 0 where there is none
+    steps = torch.arange(ids.shape[1], device=ids.device)
+    return steps <= torch.maximum(first, ends), steps == first
 
 
 class Asked(Stack):
@@ -129,8 +130,8 @@ class Asked(Stack):
 
     def forward(self, inputs: Inputs, ctx: Ctx, cache=None) -> Tensor:
         if inputs.token_type_ids is None and inputs.input_ids is not None:
-            kinds = (~question(inputs.input_ids, self.sep)).long()
-            inputs = replace(inputs, token_type_ids=kinds)
+            asked, _ = question(inputs, ctx, self.sep)
+            inputs = replace(inputs, token_type_ids=(~asked).long())
         return super().forward(inputs, ctx)
 
 
@@ -146,9 +147,9 @@ class Answer(Span):
         found = super().forward(self.block(x, ctx), inputs, ctx)
         if inputs.input_ids is None:
             return found
-        hidden = question(inputs.input_ids, self.sep).double()
-        hidden[:, 0] = 0  # which says that there is no answer
-        return {name: logits - (hidden * 1e6).to(logits) for name, logits in found.items()}
+        asked, first = question(inputs, ctx, self.sep)
+        out = (asked & ~first) * 1e6  # the first stays in: it says that there is no answer
+        return {name: logits - out.to(logits) for name, logits in found.items()}
 
 
 HEADS = {
@@ -164,14 +165,13 @@ BODIES = {"BigBirdForQuestionAnswering": lambda c: build(c, partial(Asked, c.sep
 
 
 def weights(c: Config, pool="bert.pooler.{p}", score="cls.seq_relationship.{p}") -> Weights:
-    answer = "qa_classifier."
     return Weights([
         *bert.trunk("bert."), *bert.words(c.tied),
         (pool, "head.pool.dense.{p}"), (score, "head.score.{p}"),
         ("classifier.{p}", "head.tag.{p}"),
-        (answer + "(intermediate|output).dense.{p}", "head.block.f.(up|down).{p}"),
-        (answer + "output.LayerNorm.{p}", "head.block.out.{p}"),
-        (answer + "qa_outputs.{p}", "head.span.{p}"),
+        ("qa_classifier.(intermediate|output).dense.{p}", "head.block.f.(up|down).{p}"),
+        ("qa_classifier.output.LayerNorm.{p}", "head.block.out.{p}"),
+        ("qa_classifier.qa_outputs.{p}", "head.span.{p}"),
     ], prefix="bert.", renames=bert.TWICE * c.tied,
         derived={"bert.embeddings.position_ids": lambda name: torch.arange(c.context)[None]},
         carried=("bert.pooler.{p}", "cls.seq_relationship.{p}", *bert.UNREAD))

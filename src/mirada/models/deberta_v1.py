@@ -53,7 +53,8 @@ def build(c: Config) -> Stack:
     if set(c.terms) - {"c2p", "p2c"}:
         raise MiradaError(f"pos_att_type {'|'.join(c.terms)}: its terms can be c2p and p2c")
     table = Places(2 * (c.farthest if c.farthest > 0 else c.context), c.d)
-    return Stack(deberta.embed(later(c)), [bert.block(c, attention(c, table)) for _ in range(c.layers)])
+    blocks = [bert.block(c, attention(c, table)) for _ in range(c.layers)]
+    return Stack(deberta.embed(later(c)), blocks)
 
 
 HEADS = {name.replace("V2", ""): head for name, head in deberta.HEADS.items()}
