@@ -44,7 +44,8 @@ def test_run_prints_the_answer_and_its_figures(saved, capsys):
     assert said.out.strip() and "tokens/s" in said.err
     assert command("run", saved, "the cat", "-n", "5", "--json") == 0
     data = json.loads(capsys.readouterr().out)
-    assert len(data["ids"]) == 5 and data["prompt_tokens"] == 4 and data["finish_reason"] == "length"
+    assert len(data["ids"]) == 5 and data["prompt_tokens"] == 4
+    assert data["finish_reason"] == "length"
 
 
 def test_run_is_seeded_and_beams_work(saved, capsys):
@@ -180,9 +181,9 @@ def test_debug_shows_the_traceback(saved):
 
 
 def test_help_loads_nothing_heavy():
-    source = ("import sys\nfrom mirada import cli\ntry:\n    cli.main(['--help'])\nexcept SystemExit:"
-              "\n    pass\nprint(sorted({'torch', 'numpy', 'tokenizers', 'matplotlib'} "
-              "& set(sys.modules)))")
+    source = ("import sys\nfrom mirada import cli\ntry:\n    cli.main(['--help'])\n"
+              "except SystemExit:\n    pass\n"
+              "print(sorted({'torch', 'numpy', 'tokenizers', 'matplotlib'} & set(sys.modules)))")
     done = subprocess.run([sys.executable, "-c", source], capture_output=True, text=True)
     assert done.stdout.strip().endswith("[]") and "COMMAND" in done.stdout
 

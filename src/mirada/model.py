@@ -298,7 +298,7 @@ class Model(nn.Module):
         pad = getattr(self.config, "pad", 0)
         labels = labels.masked_fill(labels < 0, pad)
         if self.config.start is None:  # the last real token, a language's name, comes first
-            first = labels.gather(1, (labels != pad).sum(1, keepdim=True) - 1)
+            first = labels.gather(1, ((labels != pad).sum(1, keepdim=True) - 1).clamp(min=0))
         else:
             first = labels.new_full((len(labels), 1), self.config.start)
         return torch.cat([first, labels[:, :-1]], 1)

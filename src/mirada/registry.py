@@ -164,7 +164,7 @@ def _load_folder(path: Path, dtype, device, ignore, architecture) -> Model:
         raise MiradaError(f"{path}: there is no config.json, so the architecture is unknown")
     raw = jsonfile.read(where)
     kind = raw.get("model_type") if isinstance(raw, dict) else None
-    if not isinstance(kind, str):
+    if not isinstance(raw, dict) or not isinstance(kind, str):
         raise UntrustedInputError(where, "model_type", "a config must be an object that names its "
                                   f"model_type, one of {', '.join(sorted(FAMILIES))}")
     if kind not in FAMILIES:

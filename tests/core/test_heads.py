@@ -18,6 +18,7 @@ from mirada.core.heads import (
     Last,
     LastOf,
     LMHead,
+    Mean,
     Pooled,
     Pooler,
     Span,
@@ -60,6 +61,14 @@ def test_a_transform_is_dense_then_act_then_norm():
     nn.init.normal_(t.norm.weight)
     wanted = F.layer_norm(F.relu(t.dense(x)), (4,), t.norm.weight, t.norm.bias, 0.1)
     assert torch.allclose(t(x), wanted) and Transform(D, "relu", 0.1).dense.out_features == D
+
+
+def test_a_mean_counts_real_tokens_only():
+    x = stream()
+    assert torch.allclose(Mean()(x, Inputs(), Ctx()), x.mean(1))
+    real = torch.tensor([[1, 1, 1, 1], [1, 0, 0, 0], [0, 0, 1, 1]]).bool()
+    wanted = torch.stack([x[0].mean(0), x[1, 0], x[2, 2:].mean(0)])
+    assert torch.allclose(Mean()(x, Inputs(), Ctx(mask=Mask(padding=real))), wanted)
 
 
 def test_which_token_a_row_is_read_at():

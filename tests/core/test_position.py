@@ -84,6 +84,7 @@ def test_sinusoids_are_computed_wide_and_returned_narrow():
     assert torch.equal(module(far, dtype=torch.float64),
                        sinusoid(far, 16, base=50.0, halves=True, dtype=torch.float64))
     assert not list(module.parameters()) and module(far).dtype == torch.float32
+    assert torch.equal(Sinusoid(16, offset=3)(far), sinusoid(far + 3, 16))
 
 
 @pytest.mark.parametrize("offset", [0, 2])

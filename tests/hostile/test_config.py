@@ -1,4 +1,4 @@
-"""Hostile config.json files beside good weights: refused at once, in little memory, with no trace."""
+"""Hostile config.json files beside good weights: refused at once, in little memory, no trace."""
 
 import contextlib
 import json
@@ -84,7 +84,7 @@ def folder(good: Path, tmp_path: Path, content: bytes | dict) -> Path:
 
 
 def refused(path: Path, says: str, kind=UntrustedInputError) -> str:
-    """Loading says so, within the limits, runs nothing and changes nothing; returns the sentence."""
+    """Loading says so, in the limits, runs nothing and changes nothing. Returns the sentence."""
     before, memory, spent = tree(path.parent), (peak(), peak())[1], cpu()
     with heard() as ran, pytest.raises(kind) as caught:
         mirada.load(path)

@@ -140,4 +140,5 @@ def test_bytes_in_words(count, words):
 
 
 def test_counts_in_words():
-    assert [count_words(n) for n in (7, 1_500, 2.5e9, 3.5e14)] == ["7 ", "1.5 k", "2.5 G", "350.0 T"]
+    words = [count_words(n) for n in (7, 1_500, 2.5e9, 3.5e14)]
+    assert words == ["7 ", "1.5 k", "2.5 G", "350.0 T"]

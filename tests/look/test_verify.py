@@ -1,4 +1,4 @@
-"""verify passes what is whole, and names what is not: each way a model can be wrong is tried here."""
+"""verify passes what is whole and names what is not: each way to be wrong is tried here."""
 
 import json
 
@@ -148,7 +148,8 @@ SEEDED = {  # name -> (family, what is done, what the first failing line holds)
     "a window": ("gpt2", _window, "Mask(causal=True, window=2)"),
     "eps": ("gpt2", _eps, "eps is 0.001, the file says 1e-05"),
     "activation": ("gpt2", _activation, "act.name is relu, the file says gelu_new"),
-    "activation function": ("gpt2", _activation_alone, "act.fn is _VariableFunctionsClass.relu, the file says _gelu_tanh"),
+    "activation function": ("gpt2", _activation_alone, "act.fn is _VariableFunctionsClass.relu, "
+                                                       "the file says _gelu_tanh_written_out"),
     "scale": ("gpt2", _scale, "blocks.1.attn.f.scale is"),
     "blocks change places": ("gpt2", _blocks_change_places, "blocks.0.attn"),
     "order": ("gpt2", _order, "order is (1, 0), the file says (0, 1)"),

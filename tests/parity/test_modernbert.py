@@ -65,6 +65,9 @@ def test_the_published_files_spellings(tmp_path):
 @pytest.mark.parametrize("changes, said", [
     ({"rope_parameters": {"full_attention": {"rope_type": "linear", "factor": 2.0}}}, "linear"),
     ({"rope_parameters": {"full_attention": {"rope_type": "yarn"}}}, "yarn"),
+    ({"rope_parameters": {"full_attention": 5}}, "rope_parameters.full_attention"),
+    ({"rope_parameters": [5]}, "rope_parameters"),
+    ({"rope_parameters": {"rope_theta": 5.0}}, "rope_parameters.rope_theta"),
     ({"layer_types": ["full_attention"]}, "layer_types"), ({"classifier_pooling": "max"}, "cls")])
 def test_what_is_not_here_is_refused(tmp_path, changes, said):
     both = pair(ROWS[0])

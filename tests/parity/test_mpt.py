@@ -52,7 +52,8 @@ def test_slopes(heads, steepest):
     assert (got - wanted).abs().max() < 1e-6
 
 
-@pytest.mark.parametrize("size, count", [("7b", 6_649_286_656), ("30b", 29_957_200_896)])
+@pytest.mark.parametrize("size, count", [
+    ("7b", 6_649_286_656), ("7b-storywriter", 6_649_286_656), ("30b", 29_957_200_896)])
 def test_published_sizes(size, count):
     model = mirada.build("mpt", size=size, device="meta")
     assert sum(p.numel() for p in model.parameters()) == count

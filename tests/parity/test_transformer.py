@@ -165,3 +165,9 @@ def test_ids_are_held_against_their_own_vocabulary():
         model(input_ids=high, decoder_input_ids=high)
     with pytest.raises(MiradaError, match="vocabulary of 70"):
         model(input_ids=high - 20, decoder_input_ids=high + 20)
+
+
+@pytest.mark.parametrize("d", [2, 33])
+def test_a_width_that_holds_no_sinusoids_is_refused(d):
+    with pytest.raises(MiradaError, match="an even width"):
+        mirada.build("fsmt", "tiny", d=d, heads=1, decoder_heads=1)

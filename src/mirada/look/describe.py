@@ -309,7 +309,7 @@ def _cache_bytes(model) -> int:
     return total * model.dtype.itemsize
 
 
-def size(count: int) -> str:
+def size(count: float) -> str:
     """Bytes in words: 270.6 MB."""
     for unit in ("B", "kB", "MB", "GB"):
         if count < 1000:

@@ -41,8 +41,8 @@ def diff(a, b) -> Difference:
     facts = [d.facts | {"parameters": f"{d.parameters:,}"} for d in (left, right)]
     aspects = list(dict.fromkeys([*facts[0], *facts[1]]))
     both = {k: tuple(f.get(k, "none") for f in facts) for k in aspects}
-    plain = [[line.translate(LINES) for line in d.tree] for d in (left, right)]
-    tree = [line for line in difflib.ndiff(*plain) if not line.startswith("?")]
+    old, new = ([line.translate(LINES) for line in d.tree] for d in (left, right))
+    tree = [line for line in difflib.ndiff(old, new) if not line.startswith("?")]
     return Difference(
         _called(a, left.name), _called(b, right.name),
         {k: x for k, (x, y) in both.items() if x == y},

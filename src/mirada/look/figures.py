@@ -29,22 +29,23 @@ class Link:
     weight: float
 
 
-def links(tape, *, stack: str | None = None, most: int = 10, sink: bool = False) -> list[Link]:
+def links(tape, *, stack: str | None = None, most: int = 10, near: bool = False) -> list[Link]:
     """The strongest looks of row 0 over all layers and heads, at most one a head.
 
-    sink: count looks at the first token and at the query itself too; most heads rest there, which
-    says little about the text.
+    near: count looks at the first token, at the query itself and at its neighbours too; most heads
+    rest there, which says little about the text.
     """
     found = []
     for layer in tape.layers(stack):
         weights = tape.pattern(layer, stack=stack)[0].clone()  # (H, T, S)
-        if not sink:
+        if not near:
             weights[:, :, 0] = 0
-            if weights.shape[1] == weights.shape[2]:
-                weights.diagonal(dim1=1, dim2=2).zero_()
+            for beside in (-1, 0, 1):
+                weights.diagonal(beside, dim1=1, dim2=2).zero_()
         best, where = weights.flatten(1).max(1)
         for head, (weight, at) in enumerate(zip(best.tolist(), where.tolist(), strict=True)):
-            found.append(Link(layer, head, *divmod(at, weights.shape[2]), weight))
+            query, key = divmod(at, weights.shape[2])
+            found.append(Link(layer, head, query, key, weight))
     found = [link for link in found if link.weight >= FAINT]
     return sorted(found, key=lambda link: -link.weight)[:most]
 
@@ -73,7 +74,7 @@ def attention_map(weights: Tensor, tokens: list[str], keys: list[str] | None = N
                aspect="equal" if T == S else "auto", interpolation="nearest")
     side = min(max(4.8, 0.3 * max(T, S) + 1.6), 11)
     figure = Figure(figsize=((1 + BESIDE) * side, side), facecolor=CLOTH, layout="constrained")
-    left, right = figure.subfigures(1, 2, width_ratios=[1, BESIDE])
+    left, right = figure.subfigures(1, 2, width_ratios=[1, BESIDE]).flat
     picture = _large(left, weights[head], tokens, keys, title or f"Head {head}", ink)
     small = _all(right, weights, head, ink)
     bar = right.colorbar(picture, ax=small, location="bottom", aspect=32, pad=0.04,

@@ -36,7 +36,7 @@ class Looked:
 
     def __str__(self) -> str:
         width = max((len(self.queries[n.query]) for n in self.links), default=0)
-        lines = ["strongest links (looks at itself and at the first token are left out):"]
+        lines = ["strongest links (the first token, the token itself and its neighbours left out):"]
         lines += [f"  {self.queries[n.query]:>{width}} → {self.keys[n.key]:{width}}  "
                   f"{n.weight:4.0%}   layer {n.layer}, head {n.head}" for n in self.links]
         return "\n".join([*lines, f"{self.out}: {self.stack} layer {self.layer}, head {self.head} "
@@ -62,7 +62,7 @@ def look(model, text: str, *, to: str | None = None, layer: int | None = None,
     with model.record() as tape, torch.inference_mode():
         model(**batch)
     stack = stack or tape.stacks[-1]
-    found = links(tape, stack=stack, sink=stack == "cross")
+    found = links(tape, stack=stack, near=stack == "cross")
     best = next((n for n in found if layer is None or n.layer == layer), None)
     layer = layer if layer is not None else (best.layer if best else 0)
     head = head if head is not None else (best.head if best else 0)

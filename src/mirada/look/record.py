@@ -165,7 +165,8 @@ def _in_order(mask: Mask, S: int) -> Mask:
         if slots.ndim == 1:  # a rolling cache: what it dropped lies outside every window
             padding = torch.cat([padding.new_ones(len(padding), int(slots[0])), padding], 1)
         padding = padding[:, :S]
-    return replace(mask, start=int(torch.as_tensor(mask.start).reshape(-1)[0]), slots=None, padding=padding, memo={})
+    start = int(torch.as_tensor(mask.start).reshape(-1)[0])
+    return replace(mask, start=start, slots=None, padding=padding, memo={})
 
 
 def _first(t: Taken) -> int:

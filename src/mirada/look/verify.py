@@ -190,7 +190,7 @@ def _comparable(value):
         return f"Mask({', '.join(said)})"
     if isinstance(value, Tensor):
         return tuple(value.flatten().tolist())
-    if dataclasses.is_dataclass(value):
+    if dataclasses.is_dataclass(value) and not isinstance(value, type):
         return (type(value).__name__, *map(str, dataclasses.astuple(value)))
     if isinstance(value, list | tuple):
         return tuple(map(_comparable, value))

@@ -7,6 +7,7 @@ from functools import partial
 
 from mirada.core.block import EncoderDecoder
 from mirada.core.heads import LMHead
+from mirada.errors import MiradaError
 from mirada.models import bart, transformer
 from mirada.weights.config import ANY, key, size
 from mirada.weights.rows import Weights
@@ -27,11 +28,17 @@ class Config(bart.Config):
 
     settle = transformer.Config.settle
 
+    def __post_init__(self):
+        super().__post_init__()
+        if self.d % 2 or self.d < 4:
+            raise MiradaError(f"d_model: sinusoids fill an even width of 4 or more, not {self.d}")
+
 
 def build(c: Config) -> EncoderDecoder:
     # differs: positions count the real tokens of the mask, the reference the ids not the pad's
     half = c.d // 2  # its slowest wave is a step slower than the paper's
-    places = partial(transformer.positions, c, c.pad + 1, 1e4 ** (half / (half - 1)))
+    places = partial(transformer.positions, c.d, c.context, c.table, c.pad + 1,
+                     1e4 ** (half / (half - 1)))
     return bart.two(c, places, target=c.target)
 
 

@@ -64,14 +64,15 @@ class Config:
 
     @staticmethod
     def prepare(raw: dict) -> dict:
-        raw = dict(raw)
-        match raw.pop("rope_parameters", None):
-            case {**both}:
-                inner = {f"rope_parameters.{kind}.{name}": value for kind, of in both.items()
-                         for name, value in (of or {}).items()}
-                bases = {"global_rope_theta": inner.pop(FAR + "rope_theta", None),
-                         "local_rope_theta": inner.pop(NEAR + "rope_theta", None)}
-                raw |= inner | {name: base for name, base in bases.items() if base}
+        raw, rotary = dict(raw), raw.get("rope_parameters") or {}
+        if isinstance(rotary, dict):
+            raw.pop("rope_parameters", None)
+            for kind, of in rotary.items():
+                said = of if isinstance(of, dict) else {"": of} if of else {}
+                raw |= {f"rope_parameters.{kind}.{name}": value for name, value in said.items()}
+        for name, kind in (("global_rope_theta", FAR), ("local_rope_theta", NEAR)):
+            base = raw.pop(kind + "rope_theta", None)
+            raw |= {name: base} if base else {}
         return raw
 
     def restore(self, ours: dict) -> dict:

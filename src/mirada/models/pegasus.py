@@ -26,7 +26,7 @@ class Config(bart.Config):
 
 
 def build(c: Config) -> EncoderDecoder:
-    return bart.two(c, partial(transformer.positions, c), pre=True)
+    return bart.two(c, partial(transformer.positions, c.d, c.context, c.table), pre=True)
 
 
 HEADS = {"Pegasus" + task: bart.TASKS[task] for task in ("ForConditionalGeneration", "Model")}

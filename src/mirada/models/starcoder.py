@@ -83,7 +83,6 @@ INERT = gpt2.INERT | {
     "max_sequence_length": ANY, "pad_key_length": ANY, "pre_allocate_kv_cache": ANY,
     "validate_runner_input": ANY}
 SIZES = {
-    "1b": Config(), "3b": Config(d=2816, layers=36, heads=22),
-    "7b": Config(d=4096, layers=42, heads=32), "15b": Config(d=6144, layers=40, heads=48),
+    "1b": Config(), "15b": Config(d=6144, layers=40, heads=48),
     "tiny": Config(vocab=1024, context=256, d=64, layers=2, heads=4),
 }

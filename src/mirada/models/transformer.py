@@ -51,16 +51,17 @@ class Table(Learned):
         self.weight.copy_(sinusoid(rows, self.embedding_dim, base=self.base, halves=True))
 
 
-def positions(c: Config, offset: int = 0, base: float = 1e4) -> nn.Module:
+def positions(d: int, context: int, table: bool, offset: int = 0, base: float = 1e4) -> nn.Module:
     # differs: all sines before all cosines, where the paper has them by turns
-    if c.table:
-        return Table(c.context, c.d, offset, base)
-    return Sinusoid(c.d, base=base, halves=True, offset=offset)
+    if table:
+        return Table(context, d, offset, base)
+    return Sinusoid(d, base=base, halves=True, offset=offset)
 
 
 def build(c: Config) -> EncoderDecoder:
     one = c.tied and c.shared
-    return bart.two(c, partial(positions, c), shared=one, target=None if c.shared else c.target)
+    return bart.two(c, partial(positions, c.d, c.context, c.table), shared=one,
+                    target=None if c.shared else c.target)
 
 
 HEADS = {"MarianMTModel": bart.Words, "MarianModel": bart.TASKS["Model"]}

@@ -51,7 +51,7 @@ def size(name: str, default: int, *, high: int = LIMIT):
 class Reading:
     """A config that was read: ours, the file's own text, and what of it was not acted on."""
 
-    config: object
+    config: typing.Any
     raw: dict
     ignored: dict[str, str]  # key -> why
 
@@ -106,7 +106,7 @@ def write(config, raw: dict | None = None) -> dict:
     return kept | ours
 
 
-def check(config, where: str) -> None:
+def check(config: object, where: str) -> None:
     """Raise MiradaError where a field of a Config holds what no file could say."""
     hints = _hints(type(config))
     for f in dataclasses.fields(config):

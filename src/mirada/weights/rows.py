@@ -87,7 +87,7 @@ class Shaped(Same):
 
 @dataclass(frozen=True)
 class RotaryPairs(Same):
-    """Rows of a head reordered from pairs (0, 1), (2, 3) ... to (i, i + K / 2), as GGUF has q, k."""
+    """Rows of a head reordered from pairs (0, 1) ... to (i, i + K / 2), as GGUF has q and k."""
 
     heads: int
 
