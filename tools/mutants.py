@@ -50,6 +50,7 @@ OPERATORS = {
     ast.Or: ("or", "and"),
 }
 SYMMETRIC = {"max", "min", "maximum", "minimum", "isclose", "logical_and", "logical_or"}
+SYMMETRIC |= {"transpose"}  # of two axes
 AXES = {"softmax", "transpose", "flatten", "unflatten", "unsqueeze", "squeeze", "sum", "mean"}
 AXES |= {"cat", "stack", "chunk", "split", "unbind", "cumsum", "amax", "amin", "argmax", "flip"}
 WORDING = {"print", "warn", "warnings.warn"}

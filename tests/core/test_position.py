@@ -132,6 +132,8 @@ SCALINGS = {
     "yarn whole": (Yarn(2.5, 300, 20.0, 2.0),
                    {"rope_type": "yarn", "factor": 2.5, "original_max_position_embeddings": 300,
                     "beta_fast": 20.0, "beta_slow": 2.0}),
+    "yarn unsaid": (Yarn(2.5, 800), {"rope_type": "yarn", "factor": 2.5,
+                                     "original_max_position_embeddings": 800}),
     "yarn of one": (Yarn(1.0, 64), {"rope_type": "yarn", "factor": 1.0,
                                     "original_max_position_embeddings": 64}),
     "yarn short": (Yarn(4.0, 4), {"rope_type": "yarn", "factor": 4.0,

@@ -106,9 +106,9 @@ def write(config, raw: dict | None = None) -> dict:
     return kept | ours
 
 
-def check(config: object, where: str) -> None:
+def check(config, where: str) -> None:
     """Raise MiradaError where a field of a Config holds what no file could say."""
-    hints = _hints(type(config))
+    hints = _hints(config.__class__)
     for f in dataclasses.fields(config):
         if "file" in f.metadata:
             _checked(getattr(config, f.name), hints[f.name], f.metadata, where, f.name)
