@@ -13,7 +13,16 @@ from mirada import registry
 from mirada.errors import MiradaError
 from mirada.models.t5 import INERT, Config
 from mirada.weights import config as configs
-from parity.harness import BAR, Row, shake, source_and_target, table, tokens, wide
+from parity.harness import (
+    BAR,
+    Row,
+    read_reference,
+    shake,
+    source_and_target,
+    table,
+    tokens,
+    wide,
+)
 
 TINY = dict(vocab_size=61, d_model=24, d_kv=6, d_ff=40, num_layers=2, num_heads=4, pad_token_id=0,
             decoder_start_token_id=0, relative_attention_num_buckets=8,
@@ -249,3 +258,15 @@ def test_a_file_of_any_age_means_what_the_reference_reads(form, model_type, tied
     back = cls.from_dict(configs.write(ours, raw))
     assert (back.dense_act_fn, back.is_gated_act) == (theirs.dense_act_fn, theirs.is_gated_act)
     assert back.feed_forward_proj == form and back.num_decoder_layers == 2
+
+
+def test_a_built_mt5_is_saved_as_one(tmp_path):
+    """Its head never scales, whatever size it was built from."""
+    model = mirada.build("t5:tiny", architecture="MT5ForConditionalGeneration", seed=0,
+                         dtype=torch.float64)
+    mirada.save(model, tmp_path / "mt5")
+    assert json.loads((tmp_path / "mt5" / "config.json").read_text())["model_type"] == "mt5"
+    batch = {"input_ids": torch.arange(3, 12)[None], "decoder_input_ids": torch.arange(0, 5)[None]}
+    theirs = read_reference(transformers.MT5ForConditionalGeneration, tmp_path / "mt5")
+    with wide():
+        assert (model(**batch).logits - theirs(**batch).logits).abs().max() < 1e-10

@@ -92,10 +92,13 @@ def encoder(c: Config) -> Stack:
     return stack(c, Tokens(c.vocab, c.d))
 
 
+def writer(c: Config, body, scaled: bool) -> LMHead:
+    return LMHead(c.d, c.vocab, tied=body.encoder.embed.token.weight if c.tied else None,
+                  scale=c.d**-0.5 if scaled else 1.0, shift=False)
+
+
 T5 = {
-    "ForConditionalGeneration": lambda c, body: LMHead(
-        c.d, c.vocab, tied=body.encoder.embed.token.weight if c.tied else None,
-        scale=c.d**-0.5 if c.scaled else 1.0, shift=False),
+    "ForConditionalGeneration": lambda c, body: writer(c, body, c.scaled),
     "Model": lambda c, body: Pooled(),
     "EncoderModel": lambda c, body: Pooled(),
     "ForSequenceClassification": lambda c, body: Classifier(
@@ -104,8 +107,10 @@ T5 = {
     "ForQuestionAnswering": lambda c, body: Span(c.d),
 }
 HEADS = {name + head: make for name in ("T5", "MT5") for head, make in T5.items()}
+HEADS["MT5ForConditionalGeneration"] = lambda c, body: writer(c, body, False)  # never scales
 HEADS["T5WithLMHeadModel"] = T5["ForConditionalGeneration"]  # its name in the first files
 BODIES = {name: encoder for name in HEADS if "Encoder" in name or "TokenClass" in name}
+MODEL_TYPES = {name: "mt5" for name in HEADS if name.startswith("MT5")}
 BARE = [name for name in HEADS if not name.endswith("Classification")]
 
 
