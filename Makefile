@@ -1,6 +1,6 @@
 # make demo and make test do all the set-up; they need Python >= 3.11 with venv, nothing else.
 PYTHON ?= python3
-WORKERS ?= 0
+WORKERS ?= 2
 SEED ?= 0
 N ?= 20
 PIP_ARGS ?=

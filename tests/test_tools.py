@@ -231,7 +231,7 @@ def test_what_is_drawn(calc):
     ("line", "mutated"),
     [
         ("y = x.softmax(dim=-1)", "y = x.softmax(dim=-2)"),
-        ("y = x.transpose(1, 2)", "y = x.transpose(2, 1)"),
+        ("y = x.movedim(1, 2)", "y = x.movedim(2, 1)"),
         ("y = f(a, b, c)", "y = f(b, a, c)"),
         ("y = f(a, b, c)", "y = f(a, c, b)"),
         ("y = f(a, k=b)", "y = f(a)"),
