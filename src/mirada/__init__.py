@@ -7,6 +7,7 @@ __version__ = "0.1.0"
 _HOMES = {  # public name -> the module that holds it; nothing is imported until it is used
     "load": "registry", "save": "registry", "build": "registry", "sizes": "registry",
     "families": "registry", "Model": "model", "kernel": "core.attend",
+    "pipeline": "tasks.pipeline", "embed": "tasks.features",
     "verify": "look.verify", "describe": "look.describe", "diff": "look.diff",
     "MiradaError": "errors", "UntrustedInputError": "errors", "WorkFailed": "errors",
 }

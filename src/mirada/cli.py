@@ -51,6 +51,9 @@ def _parser() -> argparse.ArgumentParser:
             ("demo", "ask a real small model a question and draw its attention", _demo, _fill_demo),
             ("run", "write on from a prompt, or answer it", _run, _fill_run),
             ("chat", "hold a conversation in the terminal", _chat, _fill_chat),
+            ("next", "the likeliest next tokens and their chances", _next, _fill_next),
+            ("task", "classify, tag, answer, translate, summarize ... by a task's name", _task,
+             _fill_task),
             ("look", "draw which token looks at which", _look, _fill_look),
             ("describe", "the built tree, parameters, memory and cost", _describe, _fill_model),
             ("diff", "what differs between two architectures", _diff, _fill_diff),
@@ -104,8 +107,26 @@ def _fill_options(command) -> None:
 def _fill_run(command) -> None:
     _fill_options(command)
     command.add_argument("prompt", metavar="PROMPT", help="the text; - reads it from stdin")
-    command.add_argument("--num-beams", type=int, default=1, metavar="N", help="beam search")
+    command.add_argument("--num-beams", type=int, metavar="N", help="beam search")
     command.add_argument("--raw", action="store_true", help="no chat template, just write on")
+
+
+def _fill_next(command) -> None:
+    _fill_model(command)
+    command.add_argument("text", metavar="TEXT")
+    command.add_argument("-k", type=int, default=10, metavar="N", help="how many tokens")
+    command.add_argument("--steps", type=int, metavar="N",
+                         help="write N tokens, and show how each becomes input")
+
+
+def _fill_task(command) -> None:
+    command.add_argument("name", metavar="NAME", help="fill-mask, ner, translation ...")
+    _fill_model(command)
+    command.add_argument("input", metavar="INPUT", nargs="+",
+                         help="a text, or several; - reads one from stdin. question-answering: "
+                         "the question, then the passage")
+    command.add_argument("-o", "--option", action="append", default=[], metavar="NAME=VALUE",
+                         help="an option of the task, as top_k=3 (again for more)")
 
 
 def _fill_chat(command) -> None:
@@ -180,8 +201,21 @@ def _look(args) -> None:
 def _run(args) -> None:
     from mirada.generate import run
     prompt = sys.stdin.read() if args.prompt == "-" else args.prompt
-    options = _options(args) | ({"num_beams": args.num_beams} if args.num_beams != 1 else {})
+    options = _options(args) | ({"num_beams": args.num_beams} if args.num_beams is not None
+                                else {})
     run.run(_load(args), prompt, system=args.system, raw=args.raw, as_json=args.json, **options)
+
+
+def _next(args) -> None:
+    from mirada.generate import next as ahead
+    if args.steps is not None:
+        return ahead.trace(_load(args), args.text, args.steps, args.k, args.json)
+    ahead.show(_load(args), args.text, args.k, args.json)
+
+
+def _task(args) -> None:
+    from mirada.tasks import command
+    command.run(args.name, _load(args), args.input, args.option, args.json)
 
 
 def _chat(args) -> None:

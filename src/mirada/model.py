@@ -52,6 +52,7 @@ class Origin:
 
     path: str | None = None
     raw: dict = field(default_factory=dict)  # the file's config
+    generation: dict | None = None  # generation_config.json, where the folder has one
     ignored: dict = field(default_factory=dict)  # config keys not acted on -> why
     carried: dict = field(default_factory=dict)  # tensors not used, by their names in the file
     duplicates: list = field(default_factory=list)  # shared tensors that the file wrote twice

@@ -181,9 +181,20 @@ def _load_folder(path: Path, dtype, device, ignore, architecture) -> Model:
         if hasattr(config, "settle"):  # what only the tensors tell
             config = config.settle(checkpoint.names())
         model = _shell(fam, config, architecture, checkpoint, where)
-        model.origin = Origin(str(path), raw, ignored)
+        model.origin = Origin(str(path), raw, _generation(path), ignored)
         fill(model, checkpoint, _map(fam, model), dtype, device, ignore, str(path))
     return model
+
+
+def _generation(path: Path) -> dict | None:
+    """What generation_config.json says, or None where there is none."""
+    where = path / "generation_config.json"
+    if not where.is_file():
+        return None
+    found = jsonfile.read(where)
+    if not isinstance(found, dict):
+        raise UntrustedInputError(where, "root", "must be an object of generation's options")
+    return found
 
 
 def _architecture(fam, raw: dict) -> str:
@@ -383,6 +394,8 @@ def save(model: Model, path) -> Path:
 def _write(model: Model, folder: Path) -> None:
     tensorfile.save(folder, export(model))
     jsonfile.write(folder / "config.json", written_config(model))
+    if model.origin.generation is not None:
+        jsonfile.write(folder / "generation_config.json", model.origin.generation)
     if model.tokenizer is not None:
         model.tokenizer.save(folder)
     folder.chmod(0o755)
@@ -430,7 +443,7 @@ def _load_gguf(path: Path, dtype, device, ignore) -> Model:
         raw, architecture = fam.from_gguf(reader)
         config, ignored = _config(fam, raw, path, ignore)
         model = _shell(fam, config, architecture, reader, path)
-        model.origin = Origin(str(path), raw, ignored, dialect="gguf")
+        model.origin = Origin(str(path), raw, ignored=ignored, dialect="gguf")
         weights = fam.gguf_weights(config)
         fill(model, reader, weights, dtype or torch.float32, device, ignore, str(path))
     model.origin.carried = {}  # a folder has no place for what only GGUF names

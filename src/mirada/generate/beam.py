@@ -49,7 +49,8 @@ def search(feed: Feed) -> tuple[Tensor, bool]:
     finished = [Finished(k) for _ in range(B)]
     first_row = torch.arange(B, device=ids.device)[:, None] * k
     for n in range(1, room + 1):
-        logs = sampling.process(scores.log_softmax(-1), ids, o, n - 1, feed.first)
+        logs = sampling.process(scores.log_softmax(-1), ids, o, n - 1, feed.first,
+                                n == room)
         sampling.check(logs)
         V = logs.shape[-1]
         best, where = (logs.view(B, k, V) + totals[..., None]).flatten(1).topk(wide)  # (B, wide)

@@ -9,23 +9,26 @@ from torch import Tensor
 from mirada.errors import MiradaError
 from mirada.model import Caches, Model
 
-from .options import Options
+from .defaults import token_id
+from .options import Options, whole
 
 
 class Feed:
     """A checked prompt, the room for its answer, and the cache that grows as tokens go in.
 
-    start (B, T): what the answer is appended to: the prompt, or an encoder-decoder's first id.
-    room: how many tokens may be written. fed: how many of each row the cache holds.
+    options: with their lengths in new tokens. start (B, T): what the answer is appended to: the
+    prompt, or an encoder-decoder's first id. room: how many tokens may be written. fed: how many
+    of each row the cache holds.
     """
 
     def __init__(self, model: Model, input_ids, attention_mask, options: Options):
-        self.model, self.options = model, options
+        self.model = model
         self.prompt = self.start = _batch(model, input_ids)
         self.mask = _padding(model, self.prompt, attention_mask, options)
         self.memory = options.encoder_outputs
         if model.encoder_decoder:
             self.start = self.prompt.new_full((len(self.prompt), 1), _first_id(model, options))
+        self.options = options = options.sized(self.start.shape[1])
         self.room = _room(model, self.prompt, self.start, options)
         self.cache, self.fed = self._cache(), 0
         if isinstance(options.cache, Caches):
@@ -116,8 +119,9 @@ def _padding(model: Model, ids: Tensor, mask, options: Options) -> Tensor | None
 
 
 def _first_id(model: Model, options: Options) -> int:
-    given = options.decoder_start_token_id
-    start = getattr(model.config, "start", None) if given is None else given
+    known = (options.decoder_start_token_id, token_id(model, "decoder_start_token_id"),
+             getattr(model.config, "start", None))
+    start = next((one for one in known if whole(0)(one)), None)
     if start is None:
         raise MiradaError("this model's config does not say which token begins an answer: give "
                           "decoder_start_token_id")

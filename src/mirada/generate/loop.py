@@ -27,14 +27,15 @@ def generate(model: Model, input_ids, attention_mask=None, **options) -> Tensor:
     """
     checked = Options.read(model, options)
     if checked.num_beams > 1:
-        ids, cut = beam.search(Feed(model, input_ids, attention_mask, checked))
+        feed = Feed(model, input_ids, attention_mask, checked)
+        ids, cut = beam.search(feed)
     else:
         run = Run(model, input_ids, attention_mask, checked)
         for _ in run:
             pass
-        ids, cut = run.ids, "context" in run.reasons
+        feed, ids, cut = run.feed, run.ids, "context" in run.reasons
     if cut:
-        _warn(checked, 4)
+        _warn(feed.options, 4)
     return ids.clone()  # made outside inference mode, so that it can be trained on
 
 
@@ -85,13 +86,22 @@ def steps(model: Model, input_ids, attention_mask=None, *, top: int = 10,
 
 
 def next_tokens(model: Model, input_ids, k: int = 10) -> list[tuple[int, float]]:
-    """The k likeliest next tokens of one prompt and their probabilities, best first."""
-    return next(steps(model, input_ids, top=k, max_new_tokens=1)).top
+    """The k likeliest next tokens of one prompt and their probabilities, best first.
+
+    The model's own chances: no option, of its files or of ours, has a say. Raises MiradaError.
+    """
+    if k < 1:
+        raise MiradaError(f"k is {k}; a table needs 1 token or more")
+    with torch.inference_mode():
+        chances = single(model, input_ids, None, {"max_new_tokens": 1}).feed.begin()[0].softmax(-1)
+    best = chances.topk(min(k, len(chances)))
+    return list(zip(best.indices.tolist(), best.values.tolist(), strict=True))
 
 
 def single(model: Model, input_ids, attention_mask, options: dict) -> Run:
-    """The run of one prompt, for those who watch it token by token."""
-    checked = Options.read(model, options)
+    """The run of one prompt, for those who watch it token by token. Where a model's files ask for
+    beams, which nobody can watch, it is their greedy answer."""
+    checked = Options.read(model, {"num_beams": 1, "num_return_sequences": 1} | options)
     if checked.num_beams > 1 or checked.num_return_sequences > 1:
         raise MiradaError("a stream shows one answer as it is written: num_beams and "
                           "num_return_sequences must be 1; generate() takes them")
@@ -111,8 +121,9 @@ class Run:
     """
 
     def __init__(self, model: Model, input_ids, attention_mask, options: Options):
-        self.options, self.tokenizer = options, model.tokenizer if options.stop else None
         self.feed = Feed(model, input_ids, attention_mask, options)
+        self.options = self.feed.options
+        self.tokenizer = model.tokenizer if options.stop else None
         self.ids = self.feed.start.repeat_interleave(options.num_return_sequences, 0)
         self.reasons: list[str | None] = [None] * len(self.ids)
         self.scores: Tensor | None = None
@@ -131,7 +142,8 @@ class Run:
             scores = self.feed.begin(o.num_return_sequences)
         else:
             scores = self.feed(self.ids[:, -1:])
-        self.scores = sampling.process(scores, self.ids, o, self.new, self.feed.first)
+        self.scores = sampling.process(scores, self.ids, o, self.new, self.feed.first,
+                                       self.new + 1 == self.feed.room)
         tokens = sampling.choose(self.scores, o.do_sample, self._generator)
         ended = torch.tensor([r is not None for r in self.reasons], device=tokens.device)
         tokens = tokens.masked_fill(ended, o.pad_token_id or 0)

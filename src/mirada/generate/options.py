@@ -10,27 +10,41 @@ from dataclasses import dataclass, fields, replace
 
 from torch import Tensor
 
-from mirada.errors import MiradaError
+from mirada.errors import MiradaError, UntrustedInputError
 from mirada.model import Caches, Model
+
+from .defaults import defaults, source, token_id
+
+LENGTH = 20  # new tokens, where neither the caller nor the model's files say
 
 
 @dataclass(frozen=True)
 class Options:
     """The options of one generation; `read` checks them and fills in what the model knows.
 
-    max_new_tokens: written at most, less where the context ends. min_new_tokens: no end token
-    before. do_sample: None samples when temperature (above 0), top_k, top_p or min_p is given and
-    is greedy otherwise; temperature 0 is always greedy. num_return_sequences: answers a prompt.
-    eos_token_id: an id or several, () for none; None: the tokenizer's and the config's.
+    What is not given is what the model's files say (see defaults.py), else what stands below.
+    max_new_tokens: written at most, less where the context ends; 20 where nothing else is said.
+    min_new_tokens: no end token before. max_length, min_length: the same two counted with the
+    prompt, or with an encoder-decoder's first id, where the others are None. do_sample: None
+    samples when temperature (above 0), top_k, top_p or min_p is given and is greedy otherwise;
+    temperature 0 is always greedy. num_return_sequences: answers a prompt. eos_token_id: an id or
+    several, () for none; None: generation_config.json's, else the config's and the tokenizer's.
     pad_token_id: what fills finished rows. stop: a text or several; the token that completes one
     is the last. seed: for sampling, which leaves torch's own generator alone; None: new numbers
     each time. cache: "growing", "static", "rolling", or Caches that hold the prompt's beginning
     already. context: most tokens in all, the model's own when None. encoder_outputs (B, S, D): the
     memory, when it is known. decoder_start_token_id: the first id of an encoder-decoder's answer.
+    forced_bos_token_id: what stands behind that id (or behind a prompt of one token).
+    forced_eos_token_id: the last token when the room is used up. suppress_tokens: ids never
+    written; begin_suppress_tokens: not at first; each an id or several. bad_words_ids: lists of
+    ids that are not written in a row. renormalize_logits: what the other options leave is made
+    chances again, which beams add up.
     """
 
-    max_new_tokens: int = 20
-    min_new_tokens: int = 0
+    max_new_tokens: int | None = None
+    min_new_tokens: int | None = None
+    max_length: int | None = None
+    min_length: int = 0
     do_sample: bool | None = None  # differs: the reference is greedy unless told, and warns
     temperature: float | None = None
     top_k: int | None = None
@@ -50,6 +64,12 @@ class Options:
     context: int | None = None
     encoder_outputs: Tensor | None = None
     decoder_start_token_id: int | None = None
+    forced_bos_token_id: tuple[int, ...] = ()
+    forced_eos_token_id: tuple[int, ...] = ()
+    suppress_tokens: tuple[int, ...] = ()
+    begin_suppress_tokens: tuple[int, ...] = ()
+    bad_words_ids: tuple[tuple[int, ...], ...] = ()
+    renormalize_logits: bool = False
 
     @classmethod
     def read(cls, model: Model, given: dict) -> Options:
@@ -60,17 +80,36 @@ class Options:
                               "is needed")
         for name in given:
             _known(name)
-        options = cls(**given)
+        options = cls(**defaults(model, given), **given)
         for name, (rule, holds) in RULES.items():
             value = getattr(options, name)
-            if not (holds(value) or (value is None and DEFAULTS[name] is None)):
-                raise MiradaError(f"{name} is {value!r}; it must be {rule}")
+            if not (holds(value) or (value is None and DEFAULTS[name] in (None, ()))):
+                _refuse(model, given, name, value, rule)
+        ids: dict = {name: _ids(getattr(options, name)) for name in IDS}
+        ids["bad_words_ids"] = tuple(map(tuple, options.bad_words_ids or ()))
+        for name, several in ids.items():
+            if any(i >= model.config.vocab for one in several for i in _ids(one)):
+                _refuse(model, given, name, getattr(options, name),
+                        f"ids below this model's vocabulary of {model.config.vocab}")
         options = replace(
-            options, do_sample=options._samples(), stop=options._stops(model),
+            options, **ids, do_sample=options._samples(), stop=options._stops(model),
             eos_token_id=options._ends(model), context=options._context(model))
-        options = replace(options, pad_token_id=options._pad(model))
+        words = tuple(w for w in options.bad_words_ids  # an end may stay an end
+                      if len(w) > 1 or w[0] not in options.eos_token_id)
+        options = replace(options, pad_token_id=options._pad(model), bad_words_ids=words)
         options._agree()
         return options
+
+    def sized(self, length: int) -> Options:
+        """These options with both lengths in new tokens, behind `length` tokens."""
+        most, least = self.max_new_tokens, self.min_new_tokens
+        if most is None:
+            most = LENGTH if self.max_length is None else self.max_length - length
+        if most < 1:
+            raise MiradaError(f"the prompt has {length} tokens, and max_length, which counts "
+                              f"them, is {self.max_length}: give max_new_tokens instead")
+        return replace(self, max_new_tokens=most,
+                       min_new_tokens=max(0, self.min_length - length) if least is None else least)
 
     def _samples(self) -> bool:
         words = (self.temperature, self.top_k, self.top_p, self.min_p)
@@ -94,13 +133,15 @@ class Options:
                 raise MiradaError(f"eos_token_id is {self.eos_token_id!r}; it must be ids below "
                                   f"this model's vocabulary of {vocab}")
             return ids
-        named = [*_ids(model.origin.raw.get("eos_token_id")), getattr(model.config, "eos", None)]
-        named += sorted(model.tokenizer.eos_ids) if model.tokenizer is not None else []
+        named = [*_ids((model.origin.generation or {}).get("eos_token_id"))]
+        if not named:
+            named = [*_ids(token_id(model, "eos_token_id")), getattr(model.config, "eos", None)]
+            named += sorted(model.tokenizer.eos_ids) if model.tokenizer is not None else []
         return tuple(dict.fromkeys(i for i in named if whole(0)(i) and i < vocab))
 
     def _pad(self, model: Model) -> int | None:
         own = model.tokenizer.pad_id if model.tokenizer is not None else None
-        known = (self.pad_token_id, own, model.origin.raw.get("pad_token_id"),
+        known = (self.pad_token_id, token_id(model, "pad_token_id"), own,
                  getattr(model.config, "pad", None), *self.eos_token_id)
         return next((i for i in known if whole(0)(i)), None)
 
@@ -113,7 +154,8 @@ class Options:
         """Options that are right alone and wrong together."""
         if self.num_beams > 1 and self.do_sample:
             raise MiradaError("beam search does not sample: leave out temperature, top_k, top_p, "
-                              "min_p and do_sample, or set num_beams=1")
+                              "min_p and do_sample, or set num_beams=1 (the model's own files may "
+                              "ask for either; do_sample=False overrules them)")
         if self.num_beams > 1 and self.stop:
             raise MiradaError("beam search ends at end tokens, not at stop strings: leave out "
                               "stop, or set num_beams=1")
@@ -135,10 +177,19 @@ def real(holds: Callable[[float], bool]) -> Callable[[object], bool]:
                       and math.isfinite(x) and holds(float(x)))
 
 
+def tokens(x) -> bool:
+    """Whether x is a token id or several."""
+    return (isinstance(x, int | list | tuple | set) or hasattr(x, "tolist")) and all(
+        map(whole(0), _ids(x)))
+
+
+IDS = ("forced_bos_token_id", "forced_eos_token_id", "suppress_tokens", "begin_suppress_tokens")
 DEFAULTS = {field.name: field.default for field in fields(Options)}
 RULES = {  # option -> what it must be, and the test
     "max_new_tokens": ("a whole number of tokens, 1 or more", whole(1)),
     "min_new_tokens": ("a whole number of tokens, 0 or more", whole(0)),
+    "max_length": ("a whole number of tokens, 1 or more", whole(1)),
+    "min_length": ("a whole number of tokens, 0 or more", whole(0)),
     "do_sample": ("True, False or None", lambda x: isinstance(x, bool)),
     "temperature": ("0 (greedy) or a number above it", real(lambda x: x >= 0)),
     "top_k": ("a whole number of tokens, 1 or more", whole(1)),
@@ -154,7 +205,20 @@ RULES = {  # option -> what it must be, and the test
     "seed": ("a whole number from 0 to 2**63 - 1", whole(0, 2**63)),
     "context": ("a whole number of tokens, 2 or more", whole(2)),
     "decoder_start_token_id": ("a token id, 0 or more", whole(0)),
+    **{name: ("a token id, 0 or more, or several", tokens) for name in IDS},
+    "bad_words_ids": ("a list of lists of token ids, none empty", lambda x: (
+        isinstance(x, list | tuple) and all(isinstance(w, list | tuple) and w and tokens(w)
+                                            for w in x))),
+    "renormalize_logits": ("True or False", lambda x: isinstance(x, bool)),
 }
+
+
+def _refuse(model: Model, given: dict, name: str, value, rule: str) -> None:
+    """Raises for an option's value, and names the file where it stands in one."""
+    if name in given:
+        raise MiradaError(f"{name} is {value!r}; it must be {rule}")
+    where = f"{model.origin.path}/{source(model)[1]}"
+    raise UntrustedInputError(where, name, f"{value!r} cannot be; it must be {rule}")
 
 
 def _known(name: str) -> None:

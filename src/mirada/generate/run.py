@@ -11,6 +11,7 @@ from mirada.model import Model
 
 from .chat import Conversation
 from .loop import generate
+from .options import Options
 from .text import TextStream, needed, prompt_ids, text_stream
 
 QUIT = {"/exit", "/quit"}
@@ -25,7 +26,7 @@ def run(model: Model, prompt: str, *, system: str | None = None, raw: bool = Fal
     chat template. as_json: one object at the end instead. options: see Options. Raises MiradaError.
     """
     ids = prompt_ids(model, _asked(model, prompt, system, raw))
-    if options.get("num_beams", 1) > 1:
+    if Options.read(model, options).num_beams > 1:
         return _beams(model, ids, as_json, options)
     answer = text_stream(model, ids, **options)
     for piece in answer:

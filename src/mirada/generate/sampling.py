@@ -11,20 +11,38 @@ from .options import Options
 
 
 def process(scores: Tensor, ids: Tensor, options: Options, new: int,
-            first: Tensor | None = None) -> Tensor:
+            first: Tensor | None = None, last: bool = False) -> Tensor:
     """Scores (B, V) of the next token after ids (B, T), by the options.
 
-    new: tokens written so far. first: (B,) where each row's prompt begins, behind its pads.
+    new: tokens written so far. first: (B,) where each row's prompt begins, behind its pads. last:
+    there is room for this token and no other.
     """
     o = options
     if o.repetition_penalty != 1:
         scores = repetition_penalty(scores, ids, o.repetition_penalty, first)
     if o.no_repeat_ngram_size:
         scores = no_repeat_ngram(scores, ids, o.no_repeat_ngram_size)
-    if new < o.min_new_tokens:
+    if o.bad_words_ids:
+        scores = bad_words(scores, ids, o.bad_words_ids)
+    if new < (o.min_new_tokens or 0):
         scores = ban(scores, o.eos_token_id)
-    if not o.do_sample:
-        return scores
+    if o.forced_bos_token_id and ids.shape[1] == 1:
+        scores = only(scores, o.forced_bos_token_id)
+    if o.forced_eos_token_id and last:
+        scores = only(scores, o.forced_eos_token_id)
+    if o.suppress_tokens:
+        scores = ban(scores, o.suppress_tokens)
+    begins = 1 if o.forced_bos_token_id and ids.shape[1] - new == 1 else 0  # behind what is forced
+    if o.begin_suppress_tokens and new == begins:
+        scores = ban(scores, o.begin_suppress_tokens)
+    if o.do_sample:
+        scores = warp(scores, o)
+    return scores.log_softmax(-1) if o.renormalize_logits else scores
+
+
+def warp(scores: Tensor, options: Options) -> Tensor:
+    """What sampling alone asks: chances made more or less even, and unlikely tokens left out."""
+    o = options
     if o.temperature is not None:
         scores = scores / o.temperature
     if o.top_k is not None:
@@ -64,6 +82,22 @@ def ban(scores: Tensor, tokens: tuple[int, ...]) -> Tensor:
                              -torch.inf)
 
 
+def only(scores: Tensor, tokens: tuple[int, ...]) -> Tensor:
+    """Leaves no choice but these tokens, all alike."""
+    index = torch.tensor(tokens, device=scores.device)
+    return torch.full_like(scores, -torch.inf).index_fill(-1, index, 0.0)
+
+
+def bad_words(scores: Tensor, ids: Tensor, words: tuple[tuple[int, ...], ...]) -> Tensor:
+    """Forbids tokens that would complete one of the words, which are tokens in a row."""
+    scores, T = scores.clone(), ids.shape[1]
+    for *head, end in words:
+        if len(head) <= T:
+            met = (ids[:, T - len(head) :] == ids.new_tensor(head)).all(1)  # (B,)
+            scores[met, end] = -torch.inf
+    return scores
+
+
 def top_k(scores: Tensor, k: int) -> Tensor:
     """Keeps the k best tokens, and those equal to the last of them (1805.04833)."""
     least = scores.topk(min(k, scores.shape[-1])).values[..., -1:]
@@ -100,7 +134,7 @@ def check(scores: Tensor) -> None:
     best = scores.max(-1).values
     if bool(torch.isneginf(best).any()):
         raise WorkFailed("no token may come next: the options forbid all of them; relax "
-                         "no_repeat_ngram_size or min_new_tokens")
+                         "no_repeat_ngram_size, min_new_tokens, suppress_tokens or bad_words_ids")
     if not bool(torch.isfinite(best).all()):
         raise WorkFailed("the model's scores are not finite numbers: its weights are broken, or "
                          "its dtype is too narrow (try dtype=torch.float32)")

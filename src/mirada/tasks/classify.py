@@ -17,7 +17,7 @@ from .labels import names, probabilities
 from .task import Task
 
 
-def first(out: Output, b: int, length: int) -> Tensor:
+def first(out: Output, b: int, row: inputs.Row) -> Tensor:
     return out.logits[b].float().cpu()
 
 

@@ -5,10 +5,10 @@ from __future__ import annotations
 import warnings
 from typing import Any
 
-import torch
 from torch import Tensor
 
 from mirada.errors import MiradaError
+from mirada.model import Output
 
 from . import inputs
 from .inputs import Row
@@ -44,14 +44,55 @@ class FillMask(Task):
                                   f"{self.tokenizer.token(mask)} where a word is wanted")
         targets = None if told.get("targets") is None else self._ids(told["targets"])
 
-        def take(out, b: int, length: int) -> Tensor:
+        def take(out: Output, b: int, row: Row) -> Tensor:
             logits = out["logits"] if "logits" in out else out["prediction_logits"]
-            at = [i for i, token in enumerate(rows_in[b].ids) if token == mask]
-            return logits[b, at].float().softmax(-1).cpu()
+            return logits[b, _masks(row, mask)].float().softmax(-1).cpu()
 
+        chances = inputs.forward(self.model, rows, self.batch_size, take)
+        return [self._result(row, some, targets, told.get("top_k", 5))
+                for row, some in zip(rows, chances, strict=True)]
+
+    def _result(self, row: Row, chances: Tensor, targets: list[int] | None, top_k: int) -> list:
+        """chances: (masks, V)."""
+        if targets is not None:
+            chances = chances[:, targets]
+        best = chances.topk(min(top_k, chances.shape[-1]))
+        places, alone = _masks(row, self.tokenizer.mask_id), len(chances) == 1
         found = []
-        for row in rows:
-            found.append(row)
-        return [self._result(row, chances, targets, told.get("top_k", 5))
-                for row, chances in zip(rows, inputs.forward(
-                    self.model, rows, self.batch_size, take), strict=True)]
+        for place, scores, picks in zip(places, best.values.tolist(), best.indices.tolist(),
+                                        strict=True):
+            picks = picks if targets is None else [targets[i] for i in picks]
+            found.append([self._filled(row, place, pick, score, alone)
+                          for pick, score in zip(picks, scores, strict=True)])
+        return found[0] if alone else found
+
+    def _filled(self, row: Row, place: int, pick: int, score: float, alone: bool) -> dict:
+        ids = [*row.ids[:place], pick, *row.ids[place + 1 :]]
+        ids = [i for i in ids if i != self.tokenizer.pad_id]
+        # with other masks around, they are left to be seen
+        return {"score": score, "token": pick, "token_str": self._text([pick]),
+                "sequence": self.tokenizer.decode(ids, skip_special=alone)}
+
+    def _text(self, ids: list[int]) -> str:
+        return self.tokenizer.decode(ids, skip_special=False)
+
+    def _ids(self, targets: str | list[str]) -> list[int]:
+        """The ids of words to choose among; of one that is several tokens the first, said so."""
+        found = []
+        for word in [targets] if isinstance(targets, str) else targets:
+            try:
+                found.append(self.tokenizer.id(word))
+            except MiradaError:
+                ids = self.tokenizer.encode(word, special=False).ids
+                if not ids:
+                    continue
+                warnings.warn(f"the target {word!r} is not in the vocabulary: "
+                              f"{self.tokenizer.token(ids[0])!r} takes its place", stacklevel=2)
+                found.append(ids[0])
+        if not found:
+            raise MiradaError("targets must be one or more words to choose among")
+        return list(dict.fromkeys(found))
+
+
+def _masks(row: Row, mask: int) -> list[int]:
+    return [i for i, token in enumerate(row.ids) if token == mask]

@@ -18,13 +18,14 @@ from mirada.text.tokenizer import Encoding
 class Row:
     """One text as the model reads it.
 
-    ids, types: a number a token. encoding: what they were taken from; at: where in it.
+    ids, types: a number a token. encoding: what they were taken from, at: where in it; None of
+    ids that stand for no single text (a chat's).
     """
 
     ids: list[int]
     types: list[int]
-    encoding: Encoding
-    at: list[int]
+    encoding: Encoding | None = None
+    at: list[int] | None = None
 
     def __len__(self) -> int:
         return len(self.ids)
@@ -98,11 +99,11 @@ def padded(model: Model, rows: list[Row], side: str = "right") -> dict[str, torc
 
 @torch.inference_mode()
 def forward(model: Model, rows: list[Row], size: int,
-            take: Callable[[Output, int, int], Any]) -> list:
-    """take(output, b, length) of each row, in order; b: its place in the batch it ran in."""
+            take: Callable[[Output, int, Row], Any]) -> list:
+    """take(output, b, row) of each row, in order; b: its place in the batch it ran in."""
     found: list = [None] * len(rows)
     for places in buckets(rows, size):
         out = model(**padded(model, [rows[i] for i in places]))
         for b, i in enumerate(places):
-            found[i] = take(out, b, len(rows[i]))
+            found[i] = take(out, b, rows[i])
     return found
