@@ -151,10 +151,12 @@ def _best(start: Tensor, end: Tensor, longest: int, count: int) -> list[tuple[fl
 
 
 def _characters(row: Row, s: int, e: int, words: bool) -> tuple[int, int]:
-    """Where tokens s to e of a row stand in the context; with `words` whole words."""
-    s, e, offsets = row.at[s], row.at[e], row.encoding.offsets
-    first, last = (row.encoding.found.word_ids[i] for i in (s, e))
-    if not words or first is None or last is None:
-        return offsets[s][0], offsets[e][1]
-    begin, end = (row.encoding.found.word_to_chars(word, 1) for word in (first, last))
-    return begin[0], end[1]
+    """Where tokens s to e of a row stand in the context; with `words` whole words, as far as they
+    are in this window."""
+    encoding, of = row.encoding, row.encoding.found.word_ids
+    s, e = row.at[s], row.at[e]
+    if words and of[s] is not None and of[e] is not None:
+        inside = [i for i in row.at if encoding.sequence[i] == 1]
+        s = next(i for i in inside if of[i] == of[s])
+        e = next(i for i in reversed(inside) if of[i] == of[e])
+    return encoding.offsets[s][0], encoding.offsets[e][1]

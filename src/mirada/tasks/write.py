@@ -154,8 +154,7 @@ class Text2Text(Writer):
     DOES = "writes a text in answer to another"
     RETURN = "generated"
     HOUSE = HOUSE | {"num_beams": 4}
-    OPTIONS: ClassVar[tuple[str, ...]] = (
-        "return_tensors", "return_text", "prefix", "clean_up_tokenization_spaces")
+    OPTIONS: ClassVar[tuple[str, ...]] = ("return_tensors", "return_text", "prefix")
 
     def __call__(self, inputs: Any, **options) -> Any:
         found = super().__call__(inputs, **options)
