@@ -62,7 +62,6 @@ def small(request, tmp_path_factory):
     return theirs, mirada.load(folder), folder
 
 
-@pytest.mark.scope("1.7.4")
 def test_labels_are_shifted_as_the_references(small):
     """BART puts its start before them; mBART each row's last real token, the language's."""
     theirs, ours, _ = small
@@ -74,7 +73,6 @@ def test_labels_are_shifted_as_the_references(small):
     assert (got.loss - wanted.loss).abs() < BAR and (got.logits - wanted.logits).abs().max() < BAR
 
 
-@pytest.mark.scope("1.7.4")
 @pytest.mark.parametrize("search", [{}, dict(num_beams=3), dict(num_beams=4, length_penalty=2.0,
                                                                 no_repeat_ngram_size=2)])
 def test_generation_is_the_references(small, search):
@@ -121,7 +119,6 @@ def test_the_first_files_hold_the_shared_table_under_every_name(small, tmp_path)
         mirada.load(rewritten("torn"))
 
 
-@pytest.mark.scope("1.7.4")
 @pytest.mark.parametrize("family, size, count", [
     ("bart", "base", 139_420_416), ("bart", "large", 406_291_456),
     ("mbart", "large-cc25", 610_851_840), ("mbart", "large-50", 610_879_488)])

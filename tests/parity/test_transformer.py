@@ -78,7 +78,7 @@ def small(request, tmp_path_factory):
     return theirs, mirada.load(folder), folder
 
 
-@pytest.mark.scope("1.3.9", "1.1.7")
+@pytest.mark.scope("1.1.7")
 @pytest.mark.parametrize("search", [{}, dict(num_beams=3)])
 def test_generation_is_the_references(small, search):
     theirs, ours, _ = small
@@ -139,7 +139,6 @@ def test_the_papers_sizes(size, count):
     assert sum(p.numel() for p in model.parameters()) == count
 
 
-@pytest.mark.scope("1.3.9")
 @pytest.mark.parametrize("family, size, reference", [
     ("transformer", "opus-mt", transformers.MarianConfig(
         vocab_size=58101, d_model=512, encoder_layers=6, decoder_layers=6,
