@@ -75,6 +75,7 @@ def expected(found: dict, none: float, context: str, top_k: int, words: bool,
     return sorted(every, key=lambda one: -one["score"])[:top_k]
 
 
+@pytest.mark.scope("1.14.3")
 @pytest.mark.parametrize(("wide", "stride", "longest", "top_k", "words", "impossible"), [
     (64, 32, 15, 1, True, False), (64, 32, 15, 4, True, False), (32, 8, 3, 3, True, True),
     (32, 8, 15, 5, False, False), (24, 2, 1, 2, False, True), (64, 0, 4, 3, True, False)])
@@ -90,6 +91,7 @@ def test_all_spans(pipe, folder, wide, stride, longest, top_k, words, impossible
         assert PASSAGE[one["start"] : one["end"]] == one["answer"]
 
 
+@pytest.mark.scope("1.14.3")
 def test_no_answer_can_win(pipe, folder):
     found = pipe(question="the cat?", context="a", handle_impossible_answer=True, top_k=5)
     assert "" in [one["answer"] for one in found]

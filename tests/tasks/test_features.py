@@ -95,7 +95,11 @@ def test_the_folders_length(folder):
     (lambda f: (f / "modules.json").write_text('[{"type": "sentence_transformers.models.Dense"}]'),
      "Dense"),
     (lambda f: (f / "modules.json").write_text(
-        '[{"type": "sentence_transformers.models.Pooling", "path": "../x"}]'), "folder beside")])
+        '[{"type": "sentence_transformers.models.Pooling", "path": "../x"}]'), "folder beside"),
+    (lambda f: (f / "modules.json").write_text('["Pooling.x"]'), "'x' is not one of"),
+    (lambda f: recipe(f, "pooling_mode_mean_tokens", most="8"), "whole number"),
+    (lambda f: recipe(f, "pooling_mode_mean_tokens", prompts=["a"]), "prompts: must be an object"),
+])
 def test_folders_that_are_not_known(folder, spoil, says):
     recipe(folder, "pooling_mode_mean_tokens")
     spoil(folder)

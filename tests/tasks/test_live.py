@@ -89,6 +89,17 @@ def test_token_classification(both, strategy):
     assert len(found) > 1 and "".join(TEXTS[1][f["start"] : f["end"]] for f in found)
 
 
+@pytest.mark.parametrize("strategy", ["none", "simple", "first", "average", "max"])
+@pytest.mark.filterwarnings("ignore:Tokenizer does not support")
+def test_token_classification_of_bytes(both, strategy):
+    """Here a space, and not a mark, says where a word begins."""
+    def maker(folder):
+        return tiny.bert(folder, "ForTokenClassification", tokenizer=tiny.byte_level(),
+                         id2label=TAGS, label2id={v: k for k, v in TAGS.items()})
+
+    agree(both("ner", "bytes", maker, aggregation_strategy=strategy), TEXTS, ignore_labels=[])
+
+
 @pytest.mark.parametrize("strategy", ["simple", "first", "average", "max"])
 def test_token_classification_with_stride(both, strategy):
     text = " ".join([*TEXTS, *TEXTS, *TEXTS])

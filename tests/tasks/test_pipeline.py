@@ -115,6 +115,12 @@ def test_mistakes_in_texts(classifier, masked):
         mirada.pipeline("zero-shot-classification", classifier)(TEXT, ["a", "b"])
 
 
+def test_a_table_larger_than_the_vocabulary(tmp_path):
+    fill = mirada.pipeline("fill-mask", tiny.bert(tmp_path / "m", "ForMaskedLM", vocab=300))
+    assert fill.model.config.vocab == 300 > fill.tokenizer.size == 200
+    assert sorted(one["token"] for one in fill("the [MASK]", top_k=300)) == list(range(200))
+
+
 BIOES = ["O", "B-PER", "I-PER", "E-PER", "S-PER", "B-LOC", "S-LOC"]
 
 

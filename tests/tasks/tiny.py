@@ -71,13 +71,15 @@ def saved(folder: Path, model, tokenizer) -> str:
     return str(folder)
 
 
-def bert(folder: Path, head: str, length: int = 64, **config) -> str:
+def bert(folder: Path, head: str, length: int = 64, tokenizer=None, vocab=None,
+         **config) -> str:
     """A BERT with the head Bert`head`."""
     torch.manual_seed(3)
+    tokenizer = tokenizer or wordpiece(length)
     made = transformers.BertConfig(
-        vocab_size=200, hidden_size=32, num_hidden_layers=2, num_attention_heads=2,
-        intermediate_size=48, max_position_embeddings=64, **config)
-    return saved(folder, getattr(transformers, "Bert" + head)(made), wordpiece(length))
+        vocab_size=vocab or len(tokenizer), hidden_size=32, num_hidden_layers=2,
+        num_attention_heads=2, intermediate_size=48, max_position_embeddings=64, **config)
+    return saved(folder, getattr(transformers, "Bert" + head)(made), tokenizer)
 
 
 def gpt2(folder: Path) -> str:

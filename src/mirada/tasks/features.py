@@ -169,7 +169,7 @@ def read(model: Model) -> Recipe:
         return Recipe()
     recipe, modules = Recipe(), jsonfile.read(folder / "modules.json")
     for module in modules if isinstance(modules, list) else ():
-        kind = str(module.get("type")).rpartition(".")[2]
+        kind = str(module.get("type") if isinstance(module, dict) else module).rpartition(".")[2]
         if kind == "Pooling":
             recipe = _pooling(recipe, folder / _inside(folder, module) / "config.json")
         elif kind == "Normalize":
@@ -177,11 +177,15 @@ def read(model: Model) -> Recipe:
         elif kind != "Transformer":
             raise UntrustedInputError(folder / "modules.json", "type", f"{kind!r} is not one of "
                                       "Transformer, Pooling, Normalize")
-    own = _object(folder / "config_sentence_transformers.json")
+    most = _object(where := folder / "sentence_bert_config.json").get("max_seq_length")
+    if not (most is None or type(most) is int and most > 0):
+        raise UntrustedInputError(where, "max_seq_length", "must be a whole number from 1")
+    own = _object(where := folder / "config_sentence_transformers.json")
     prompts = own.get("prompts") or {}
-    return replace(recipe, most=_object(folder / "sentence_bert_config.json").get("max_seq_length"),
-                   prompts=tuple((str(n), str(t)) for n, t in prompts.items()),
-                   default=own.get("default_prompt_name"))
+    if not isinstance(prompts, dict):
+        raise UntrustedInputError(where, "prompts", "must be an object of names and texts")
+    return replace(recipe, most=most, default=own.get("default_prompt_name"),
+                   prompts=tuple((str(n), str(t)) for n, t in prompts.items()))
 
 
 def _inside(folder: Path, module: dict) -> str:

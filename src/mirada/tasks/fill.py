@@ -53,7 +53,9 @@ class FillMask(Task):
                 for row, some in zip(rows, chances, strict=True)]
 
     def _result(self, row: Row, chances: Tensor, targets: list[int] | None, top_k: int) -> list:
-        """chances: (masks, V)."""
+        """chances: (masks, V). differs: ids that are no token (a table larger than the vocabulary)
+        are not offered."""
+        chances = chances[:, : self.tokenizer.size]
         if targets is not None:
             chances = chances[:, targets]
         best = chances.topk(min(top_k, chances.shape[-1]))

@@ -17,6 +17,7 @@ from .inputs import Row
 from .task import Task
 
 RENAMED = {"stop_sequence": "stop", "stop_strings": "stop"}
+GENERATION = (*DEFAULTS, *RENAMED)
 HOUSE = {"max_new_tokens": 256}  # where neither caller nor files say anything
 
 
@@ -30,11 +31,7 @@ class Writer(Task):
         return self.model.generates and self.model.kind == self.KIND
 
     def read(self, given: dict) -> dict:
-        own = {name: value for name, value in given.items()
-               if name not in DEFAULTS and name not in RENAMED}
-        told = {RENAMED.get(name, name): value for name, value in given.items()}
-        super().read({name: value for name, value in own.items() if name != "max_length"})
-        return told
+        return {RENAMED.get(name, name): value for name, value in super().read(given).items()}
 
     def generation(self, told: dict, own: dict) -> dict:
         """What generate is given: the caller's options, then `own`, then, where the model's files
@@ -81,7 +78,7 @@ class TextGeneration(Writer):
     KIND = "decoder"
     DOES = "writes on from a text"
     OPTIONS = ("return_full_text", "return_tensors", "prefix", "handle_long_generation",
-               "add_special_tokens", "skip_special_tokens", "continue_final_message")
+               "add_special_tokens", "skip_special_tokens", "continue_final_message", *GENERATION)
     CHOICES = ("do_sample", "temperature", "top_k", "top_p", "min_p")
 
     def one(self, inputs: Any) -> bool:
@@ -154,7 +151,7 @@ class Text2Text(Writer):
     DOES = "writes a text in answer to another"
     RETURN = "generated"
     HOUSE = HOUSE | {"num_beams": 4}
-    OPTIONS: ClassVar[tuple[str, ...]] = ("return_tensors", "return_text", "prefix")
+    OPTIONS: ClassVar[tuple[str, ...]] = ("return_tensors", "return_text", "prefix", *GENERATION)
 
     def __call__(self, inputs: Any, **options) -> Any:
         found = super().__call__(inputs, **options)
