@@ -25,7 +25,7 @@ def commands(page: str) -> list[list[str]]:
 
 @pytest.mark.parametrize("page", PAGES)
 def test_python_runs(page, real, tmp_path):
-    real("smollm2")
+    real("smollm2"), real("minilm")
     sources = blocks(page, "python")
     assert len(sources) >= 3
     for source in sources:
