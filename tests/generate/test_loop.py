@@ -9,10 +9,9 @@ import torch
 import mirada
 from generate.pairs import GPT2, T5, ends, prompts, written
 from mirada.generate.loop import next_tokens, steps
-from mirada.registry import families
 from parity.harness import pair
 
-ROWS = [GPT2, *([T5] if "t5" in families() else [])]
+ROWS = [GPT2, T5]
 OPTIONS = [{}, {"repetition_penalty": 1.4}, {"no_repeat_ngram_size": 2}, {"min_new_tokens": 7},
            {"repetition_penalty": 0.7, "no_repeat_ngram_size": 3, "min_new_tokens": 5}]
 
@@ -295,7 +294,6 @@ def test_a_model_that_does_not_write(architecture):
         model.generate([5, 6])
 
 
-@pytest.mark.skipif("bert" not in families(), reason="this checkout has no encoder family")
 def test_an_encoder_does_not_write():
     with pytest.raises(mirada.MiradaError, match="does not write one token after another"):
         mirada.build("bert", size="tiny", architecture="BertForMaskedLM").generate([5, 6])
@@ -309,7 +307,6 @@ def test_broken_weights_are_named():
             model.generate([5, 6], **options)
 
 
-@pytest.mark.skipif("t5" not in families(), reason="this checkout has no encoder-decoder")
 def test_an_encoder_reads_pads_unless_a_mask_hides_them():
     ids = prompts(T5, 9)["input_ids"]
     ids[0, -3:] = 0
@@ -318,7 +315,6 @@ def test_an_encoder_reads_pads_unless_a_mask_hides_them():
     assert not torch.equal(ours, pair(T5).ours.generate(ids, ids != 0, max_new_tokens=9))
 
 
-@pytest.mark.skipif("t5" not in families(), reason="this checkout has no encoder-decoder")
 def test_an_encoder_decoder_with_a_known_memory():
     ours, batch = pair(T5).ours, prompts(T5, 0)
     plain = ours.generate(**batch)

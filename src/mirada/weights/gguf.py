@@ -2,7 +2,7 @@
 
 magic, version, counts of tensors and keys; typed keys; name, dims, type and offset of each tensor;
 padding; the data. Nothing is allocated or looped over on the word of the file alone: a count must
-fit the bytes that are left. https://github.com/ggml-org/ggml/blob/master/docs/gguf.md
+fit the bytes that are left. The format is the one that gguf.md of the ggml project describes.
 """
 
 import math
