@@ -64,7 +64,7 @@ class LayerScale(nn.Module):
 class DropPath(nn.Module):
     """Drops a whole branch for a random part of the batch (Huang et al., 1603.09382)."""
 
-    def __init__(self, rate: float = 0.0):
+    def __init__(self, rate: float):
         super().__init__()
         self.rate = rate
 
