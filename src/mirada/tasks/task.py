@@ -70,7 +70,7 @@ class Task:
         return isinstance(inputs, str | dict)
 
     def run(self, items: list, told: dict) -> list:
-        """The result of each item, in order."""
+        """The result of each item, in order; each kind of task has its own."""
         raise NotImplementedError
 
     def words(self, words: list[str], options: dict) -> Any:
