@@ -11,6 +11,8 @@ import torch
 
 import mirada
 from mirada import cli
+from mirada.commands import run as run_command
+from mirada.commands import verify as verify_command
 from mirada.text.tokenizer import Tokenizer
 
 
@@ -87,7 +89,7 @@ def test_what_needs_no_weights(words, capsys):
 def test_verify_exits_1_where_the_model_is_another(saved, tmp_path, capsys, monkeypatch):
     assert command("verify", saved) == 0
     assert "all good" in capsys.readouterr().out
-    load = cli._load
+    load = verify_command.load
 
     def broken(args):
         model = load(args)
@@ -95,7 +97,7 @@ def test_verify_exits_1_where_the_model_is_another(saved, tmp_path, capsys, monk
             model.body.blocks[1].mlp.f.up.bias[3] += 1e-3
         return model
 
-    monkeypatch.setattr(cli, "_load", broken)
+    monkeypatch.setattr(verify_command, "load", broken)
     assert command("verify", saved) == 1
     assert "blocks.1.mlp.f.up.bias" in capsys.readouterr().out
 
@@ -191,5 +193,5 @@ def test_help_loads_nothing_heavy():
 def test_interrupted_is_130(saved, monkeypatch, capsys):
     def interrupted(args):
         raise KeyboardInterrupt
-    monkeypatch.setattr(cli, "_load", interrupted)
+    monkeypatch.setattr(run_command, "load", interrupted)
     assert command("run", saved, "hello") == 130

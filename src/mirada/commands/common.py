@@ -1,0 +1,54 @@
+"""What several commands share: naming a model, loading it, printing a result, decoding options."""
+
+from __future__ import annotations
+
+import json
+
+DTYPES = ("float32", "float16", "bfloat16", "float64")
+
+
+def model_argument(parser) -> None:
+    """MODEL, and how its files are read."""
+    parser.add_argument("model", metavar="MODEL")
+    parser.add_argument("--dtype", choices=DTYPES, help="convert the weights")
+    parser.add_argument("--ignore", action="append", default=[], metavar="NAME",
+                        help="a config key or tensor to leave unread (again for more)")
+    parser.add_argument("--hub", action="store_true", help="allow MODEL to be fetched by hub id")
+
+
+def load(args):
+    """The model that model_argument's words name."""
+    import torch
+
+    from mirada import registry
+    dtype = getattr(torch, args.dtype) if args.dtype else None
+    return registry.load(args.model, dtype=dtype, ignore=tuple(args.ignore), hub=args.hub)
+
+
+def show(args, result) -> None:
+    """The result on stdout: for people, or its data() under --json."""
+    print(json.dumps(result.data(), ensure_ascii=False, indent=2, default=str) if args.json
+          else result)
+
+
+def decoding_arguments(parser) -> None:
+    """MODEL and how the next token is chosen."""
+    model_argument(parser)
+    for flag, kind, words in (
+            ("--temperature", float, "0: always the likeliest token; default: greedy"),
+            ("--top-k", int, "sample among the k likeliest"),
+            ("--top-p", float, "sample among the likeliest that hold this much probability"),
+            ("--min-p", float, "drop tokens under this share of the likeliest"),
+            ("--repetition-penalty", float, "above 1: avoid what was said"),
+            ("--seed", int, "the same sample again")):
+        parser.add_argument(flag, type=kind, help=words, metavar=kind.__name__.upper()[:5])
+    parser.add_argument("-n", "--max-new-tokens", type=int, default=256, metavar="N")
+    parser.add_argument("--stop", action="append", metavar="TEXT", help="end before this text")
+    parser.add_argument("--system", metavar="TEXT", help="the system message of a chat model")
+
+
+def decoding(args) -> dict:
+    """The options that decoding_arguments' words set."""
+    names = ("temperature", "top_k", "top_p", "min_p", "repetition_penalty", "seed", "stop",
+             "max_new_tokens")
+    return {n: getattr(args, n) for n in names if getattr(args, n) is not None}
