@@ -149,18 +149,11 @@ class Run:
         tokens = tokens.masked_fill(ended, o.pad_token_id or 0)
         self.ids = torch.cat([self.ids, tokens[:, None]], 1)
         self.new += 1
-        self.reasons = [reason or self._reason(row, token) for row, (reason, token)
+        self.reasons = [reason or stop.reason(token, self.ids[row, -self.new :].tolist(), o,
+                                              self.feed.room, self.tokenizer)
+                        for row, (reason, token)
                         in enumerate(zip(self.reasons, tokens.tolist(), strict=True))]
         return tokens
-
-    def _reason(self, row: int, token: int) -> str | None:
-        if token in self.options.eos_token_id:
-            return "eos"
-        if stop.hit(self.tokenizer, self.ids[row, -self.new :].tolist(), self.options.stop):
-            return "stop"
-        if self.new < self.feed.room:
-            return None
-        return "length" if self.new == self.options.max_new_tokens else "context"
 
 
 def _warn(options: Options, frames: int) -> None:

@@ -29,3 +29,17 @@ def held(text: str, stops: tuple[str, ...]) -> int:
         if any(stop.startswith(text[-n:]) for stop in stops):
             return n
     return 0
+
+
+def reason(token: int, written: list[int], options, room: int, tokenizer) -> str | None:
+    """Why an answer ends with this token: "eos", "stop", "length" or "context"; None: it goes on.
+
+    written: the answer so far, the token included; room: how many tokens it may have.
+    """
+    if token in options.eos_token_id:
+        return "eos"
+    if hit(tokenizer, written, options.stop):
+        return "stop"
+    if len(written) < room:
+        return None
+    return "length" if len(written) == options.max_new_tokens else "context"
