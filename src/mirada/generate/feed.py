@@ -59,14 +59,25 @@ class Feed:
 
     def __call__(self, tokens: Tensor) -> Tensor:
         """Take in tokens (B, T); scores (B, V) of the one after, in float32 or wider."""
+        return self.scores(tokens, 1)[:, -1]
+
+    def scores(self, tokens: Tensor, keep: int) -> Tensor:
+        """Take in tokens (B, T); scores (B, keep, V) of what comes after each of the last."""
         if self.model.encoder_decoder:
             given = {"decoder_input_ids": tokens, "encoder_outputs": self.memory}
         else:
             self._widen(self.fed + tokens.shape[1])
             given = {"input_ids": tokens}
-        out = self.model(**given, attention_mask=self.mask, cache=self.cache, logits_to_keep=1)
+        out = self.model(**given, attention_mask=self.mask, cache=self.cache, logits_to_keep=keep)
         self.fed += tokens.shape[1]
-        return out.logits[:, -1].to(torch.promote_types(out.logits.dtype, torch.float32))
+        return out.logits[:, -keep:].to(torch.promote_types(out.logits.dtype, torch.float32))
+
+    def crop(self, length: int) -> None:
+        """Take back all but the first `length` tokens."""
+        self.cache.crop(length)
+        self.fed = length
+        if self.mask is not None and not self.model.encoder_decoder:
+            self.mask = self.mask[:, :length]
 
     def _widen(self, width: int) -> None:
         """The mask grows with the answer, whose tokens are all real."""
