@@ -37,7 +37,9 @@ class Feed:
     def _cache(self) -> Caches:
         if isinstance(self.options.cache, Caches):
             return self.options.cache
-        return self.model.new_cache(self.options.cache, size=self.start.shape[1] + self.room)
+        o = self.options
+        ahead = o.num_assistant_tokens if o.assistant_model else o.prompt_lookup_num_tokens
+        return self.model.new_cache(o.cache, size=self.start.shape[1] + self.room, margin=ahead)
 
     @property
     def first(self) -> Tensor | None:

@@ -30,7 +30,7 @@ def generate(model: Model, input_ids, attention_mask=None, **options) -> Tensor:
         feed = Feed(model, input_ids, attention_mask, checked)
         ids, cut = beam.search(feed)
     else:
-        run = Run(model, input_ids, attention_mask, checked)
+        run = started(model, input_ids, attention_mask, checked)
         for _ in run:
             pass
         feed, ids, cut = run.feed, run.ids, "context" in run.reasons
@@ -105,11 +105,19 @@ def single(model: Model, input_ids, attention_mask, options: dict) -> Run:
     if checked.num_beams > 1 or checked.num_return_sequences > 1:
         raise MiradaError("a stream shows one answer as it is written: num_beams and "
                           "num_return_sequences must be 1; generate() takes them")
-    run = Run(model, input_ids, attention_mask, checked)
+    run = started(model, input_ids, attention_mask, checked)
     if len(run.ids) != 1:
         raise MiradaError(f"a stream follows one prompt, and {len(run.ids)} are given; "
                           "generate() takes them")
     return run
+
+
+def started(model: Model, input_ids, attention_mask, options: Options) -> Run:
+    """A run, with somebody who guesses ahead where the options name one."""
+    if options.assistant_model is None and not options.prompt_lookup_num_tokens:
+        return Run(model, input_ids, attention_mask, options)
+    from .speculate import Speculative
+    return Speculative(model, input_ids, attention_mask, options)
 
 
 class Run:
@@ -128,7 +136,7 @@ class Run:
         self.reasons: list[str | None] = [None] * len(self.ids)
         self.scores: Tensor | None = None
         self.new = 0
-        self._generator = sampling.generator(options.seed, model.device)
+        self.generator = sampling.generator(options.seed, model.device)
 
     def __iter__(self) -> Iterator[Tensor]:
         while None in self.reasons:
@@ -144,7 +152,11 @@ class Run:
             scores = self.feed(self.ids[:, -1:])
         self.scores = sampling.process(scores, self.ids, o, self.new, self.feed.first,
                                        self.new + 1 == self.feed.room)
-        tokens = sampling.choose(self.scores, o.do_sample, self._generator)
+        return self.append(sampling.choose(self.scores, o.do_sample, self.generator))
+
+    def append(self, tokens: Tensor) -> Tensor:
+        """These tokens, (B,), come next; the pad id where a row had ended."""
+        o = self.options
         ended = torch.tensor([r is not None for r in self.reasons], device=tokens.device)
         tokens = tokens.masked_fill(ended, o.pad_token_id or 0)
         self.ids = torch.cat([self.ids, tokens[:, None]], 1)

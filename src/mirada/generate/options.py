@@ -38,7 +38,9 @@ class Options:
     forced_eos_token_id: the last token when the room is used up. suppress_tokens: ids never
     written; begin_suppress_tokens: not at first; each an id or several. bad_words_ids: lists of
     ids that are not written in a row. renormalize_logits: what the other options leave is made
-    chances again, which beams add up.
+    chances again, which beams add up. assistant_model: a smaller model of the same vocabulary that
+    guesses up to num_assistant_tokens ahead, or prompt_lookup_num_tokens: how many are guessed
+    from what the text itself repeats; both change how fast an answer comes, and not the answer.
     """
 
     max_new_tokens: int | None = None
@@ -70,6 +72,9 @@ class Options:
     begin_suppress_tokens: tuple[int, ...] = ()
     bad_words_ids: tuple[tuple[int, ...], ...] = ()
     renormalize_logits: bool = False
+    assistant_model: Model | None = None
+    num_assistant_tokens: int = 8
+    prompt_lookup_num_tokens: int = 0
 
     @classmethod
     def read(cls, model: Model, given: dict) -> Options:
@@ -159,6 +164,9 @@ class Options:
         if self.num_beams > 1 and self.stop:
             raise MiradaError("beam search ends at end tokens, not at stop strings: leave out "
                               "stop, or set num_beams=1")
+        if self.num_beams > 1 and (self.assistant_model or self.prompt_lookup_num_tokens):
+            raise MiradaError("beams are not guessed ahead: leave out assistant_model and "
+                              "prompt_lookup_num_tokens, or set num_beams=1")
         most = self.num_beams if self.num_beams > 1 else math.inf if self.do_sample else 1
         if self.num_return_sequences > most:
             raise MiradaError(f"num_return_sequences is {self.num_return_sequences}, and this "
@@ -210,6 +218,9 @@ RULES = {  # option -> what it must be, and the test
         isinstance(x, list | tuple) and all(isinstance(w, list | tuple) and w and tokens(w)
                                             for w in x))),
     "renormalize_logits": ("True or False", lambda x: isinstance(x, bool)),
+    "assistant_model": ("a model", lambda x: isinstance(x, Model)),
+    "num_assistant_tokens": ("a whole number of tokens, 1 or more", whole(1)),
+    "prompt_lookup_num_tokens": ("a whole number of tokens, 0 (off) or more", whole(0)),
 }
 
 
