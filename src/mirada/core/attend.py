@@ -21,6 +21,7 @@ from mirada.errors import MiradaError
 
 from .cache import KV
 from .mask import Mask
+from .tiled import tiled
 
 
 @dataclass(frozen=True, eq=False)
@@ -50,6 +51,11 @@ def kernel(name: str):
         yield
     finally:
         _pinned.reset(token)
+
+
+def pinned() -> str | None:
+    """The name of the kernel that this context asks for."""
+    return _pinned.get()
 
 
 class Attend(nn.Module):
@@ -88,7 +94,12 @@ def choose(call: Call) -> str:
         if reason:
             raise MiradaError(f"the kernel {pinned!r} cannot run this attention: {reason}")
         return pinned
-    return next(name for name in PREFERENCE if not KERNELS[name].cannot(call))
+    name = next(name for name in PREFERENCE if not KERNELS[name].cannot(call))
+    T, S = call.q.shape[2], call.kv.k.shape[2]
+    if T * S <= LARGEST:
+        return name
+    plain = call.bias is None and (call.mask.trivial(T, S) or call.mask.only_causal(T, S))
+    return name if plain and name == "sdpa" else "tiled"
 
 
 def _block(mask: Mask, r0: int, r1: int, T: int, S: int, device) -> Tensor | None:
@@ -152,5 +163,7 @@ class Kernel:
 KERNELS: dict[str, Kernel] = {
     "sdpa": Kernel(_sdpa, _sdpa_cannot),
     "exact": Kernel(_exact, lambda call: None),
+    "tiled": Kernel(tiled, lambda call: None),
 }
 PREFERENCE = ["sdpa", "exact"]  # speed
+LARGEST = 1 << 24  # pairs of a query and a key for which a dense mask is still built
