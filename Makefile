@@ -11,7 +11,7 @@ PIP := $(BIN)/python -m pip --disable-pip-version-check install $(PIP_ARGS)
 REAL := $(PIP) --no-deps --require-hashes --only-binary :all:
 
 .DEFAULT_GOAL := help
-.PHONY: help demo test test-slow lint scope mutants clean
+.PHONY: help demo test test-slow lint scope docs mutants clean
 
 help:
 	@echo "make demo              install, then ask a real model a question and draw its attention"
@@ -19,7 +19,8 @@ help:
 	@echo "make test-slow         run the slow tests"
 	@echo "make lint              style and types"
 	@echo "make scope             which rows of the checklist work; WITHOUT=family hides one"
-	@echo "make mutants           break the core N times by SEED; the tests must notice"
+	@echo "make docs              write docs/families: a page for each family, from its file"
+	@echo "make mutants           break core and families N times by SEED; the tests must notice"
 	@echo "make clean             remove .venv and everything generated"
 	@echo "Set PYTHON to choose an interpreter, WORKERS for the number of test processes (0: one), and"
 	@echo "PIP_ARGS to pass options to pip, for example an index with CPU builds of torch."
@@ -39,6 +40,10 @@ lint: $(VENV)/test.done
 
 scope: $(VENV)/test.done
 	@$(BIN)/python tools/scope.py --workers $(WORKERS) $(if $(WITHOUT),--without $(WITHOUT))
+	@$(if $(WITHOUT),,$(BIN)/python tools/docs.py)
+
+docs: $(VENV)/test.done
+	@$(BIN)/python tools/docs.py
 
 mutants: $(VENV)/test.done
 	@$(BIN)/python tools/mutants.py --seed $(SEED) --count $(N)
@@ -53,9 +58,14 @@ $(VENV)/demo.done: pyproject.toml constraints.txt demo-packages.txt | $(BIN)/pyt
 	$(REAL) -r demo-packages.txt
 	@touch $@
 
-$(VENV)/test.done: pyproject.toml constraints.txt demo-packages.txt real-packages.txt | $(BIN)/python
+$(VENV)/test.done: pyproject.toml constraints.txt demo-packages.txt real-packages.txt \
+    $(VENV)/archives.done | $(BIN)/python
 	$(PIP) -c constraints.txt -e ".[dev]"
 	$(REAL) -r real-packages.txt
+	@touch $@
+
+$(VENV)/archives.done: real-archives.txt tools/archives.py | $(BIN)/python
+	$(BIN)/python tools/archives.py $(VENV)/real $(PIP_ARGS)
 	@touch $@
 
 $(BIN)/python:

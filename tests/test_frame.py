@@ -62,12 +62,12 @@ def test_shelf_refuses_other_bytes_even_after_right_ones(fake):
 
 
 def test_shelf_lists_what_it_knows():
-    with pytest.raises(MiradaError, match="smollm2, minilm, rxnmapper"):
+    with pytest.raises(MiradaError, match="smollm2, minilm, rxnmapper, antiberty"):
         shelf.find("bert-base")
-    assert shelf.names() == ["smollm2", "minilm", "rxnmapper"]
+    assert shelf.names() == ["smollm2", "minilm", "rxnmapper", "antiberty"]
 
 
-@pytest.mark.parametrize("name", ["smollm2", "minilm", "rxnmapper"])
+@pytest.mark.parametrize("name", ["smollm2", "minilm", "rxnmapper", "antiberty"])
 def test_real_package_is_the_published_one(real, name):
     assert real(name).exists()
 

@@ -5,6 +5,7 @@ import json
 import os
 import re
 import signal
+import stat
 import subprocess
 import sys
 import textwrap
@@ -378,17 +379,45 @@ def test_a_model_without_numbers_is_not_saved(tmp_path):
     assert tree(tmp_path) == {}
 
 
-@pytest.mark.parametrize("where", ["weights", "config", "rename"])
+@pytest.mark.parametrize("where", ["weights", "config", "flush", "rename"])
 def test_a_full_disk_leaves_nothing(tmp_path, monkeypatch, where):
     def full(*args, **kwargs):
         raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
 
     target = {"weights": "mirada.weights.tensorfile.write_file",
-              "config": "mirada.weights.jsonfile.write", "rename": "os.rename"}[where]
+              "config": "mirada.weights.jsonfile.write", "flush": "os.fsync",
+              "rename": "os.rename"}[where]
     monkeypatch.setattr(target, full)
     with pytest.raises(WorkFailed, match="No space left"):
         mirada.save(mirada.build("gpt2:tiny"), tmp_path / "m")
     assert tree(tmp_path) == {}
+
+
+def test_everything_is_on_the_disk_before_it_has_its_name(tmp_path, monkeypatch):
+    """Each file and its folder are flushed before the rename, the folder that holds it after."""
+    flushed, rename, inodes = [], os.rename, []
+    monkeypatch.setattr("os.fsync", lambda fd: flushed.append(os.fstat(fd).st_ino))
+
+    def noted(a, b):
+        if str(b).endswith("/m"):
+            inodes.extend(p.stat().st_ino for p in (*Path(a).iterdir(), Path(a)))
+            assert inodes and set(inodes) <= set(flushed)
+            flushed.clear()
+        rename(a, b)
+
+    monkeypatch.setattr("os.rename", noted)
+    mirada.save(mirada.build("gpt2:tiny"), tmp_path / "m")
+    assert len(inodes) == 3 and flushed == [tmp_path.stat().st_ino]
+
+
+def test_a_file_system_that_flushes_no_folders_will_do(tmp_path, monkeypatch):
+    def files_only(descriptor):
+        if stat.S_ISDIR(os.fstat(descriptor).st_mode):
+            raise OSError(errno.EINVAL, os.strerror(errno.EINVAL))
+
+    monkeypatch.setattr("os.fsync", files_only)
+    mirada.save(mirada.build("gpt2:tiny"), tmp_path / "m")
+    assert mirada.load(tmp_path / "m").generates
 
 
 def test_an_interrupt_leaves_nothing(tmp_path, monkeypatch):

@@ -247,11 +247,45 @@ def test_what_is_drawn(calc):
         ("y = é + b", "y = é - b"),
         ("y += 1", "y -= 1"),
         ("y = a is None", "y = a is not None"),
+        ("y = LayerNorm(d)", 'y = __import__("mirada.core.norm", fromlist="*").RMSNorm(d)'),
+        ("y = Residual(f, pre=n)", "y = Residual(f, post=n)"),
+        ("y = Block(attn=a, mlp=b)", "y = Block(mlp=b, attn=a)"),
+        ("y = ('a.{i}', 'b.{i}', SPLIT)", "y = ('a.{i}', 'b.{i}')"),
+        ("y = ('a.w', 'b.(q|k|v)')", "y = ('a.w', 'b.(k|q|v)')"),
+        ("y = {'tiny': f(1), 'x': f(1)}", "y = {'tiny': f(1), 'x': f(2)}"),
     ],
 )
 def test_each_kind_of_mutation(calc, line, mutated):
     (calc / "src" / "calc" / "sums.py").write_text(line + "\n")
     assert f"{line} -> {mutated}" in changes(calc)
+
+
+@pytest.mark.parametrize("line", ["y = key('a', 3)", "y = 'a' + b", "y = {'tiny': 1}"])
+def test_what_would_die_at_once_or_means_nothing_is_not_drawn(calc, line):
+    (calc / "src" / "calc" / "sums.py").write_text(line + "\n")
+    absent = {"y = key(3, 'a')", "y = 'a' - b", "y = {'tiny': 2}", "y = {'tiny': 0}"}
+    assert not {change.partition(" -> ")[2] for change in changes(calc)} & absent
+
+
+def test_a_family_is_held_to_its_own_tests_and_to_those_of_what_stands_on_it():
+    near, far = mutants.family_runs(ROOT, "src/mirada/models/llama.py")
+    words = near[1].split(" or ")
+    assert {"llama", "mistral", "mixtral", "gemma2", "test_consolidated"} <= set(words)
+    assert {"tests/parity/test_llama.py", "tests/parity/test_consolidated.py", *mutants.ALIKE,
+            "tests/models/test_llama_gguf.py"} <= set(near[2:])
+    assert {"tests/parity/test_gemma.py", "tests/parity/test_mixtral.py"} <= set(far)
+    assert "tests/parity/test_bert.py" not in [*near, *far]
+    for path in sorted((ROOT / "src" / "mirada" / "models").glob("[a-z]*.py")):
+        runs = mutants.family_runs(ROOT, path.relative_to(ROOT).as_posix())
+        assert len(set(runs[0][2:]) - {*mutants.ALIKE}) or len(runs) > 1, f"nothing tests {path}"
+
+
+def test_a_kill_by_a_test_that_fails_anyway_shows_nothing(calc):
+    (calc / "tests" / "test_sums.py").write_text(TESTED.replace("== 6", "== 7"))
+    said = ["survived", "killed (FAILED tests/test_sums.py::test_area - assert 6 == 7)"]
+    mutants.check_killers(calc, said[:1])
+    with pytest.raises(SystemExit, match="with nothing broken"):
+        mutants.check_killers(calc, said)
 
 
 def test_same_seed_draws_the_same(calc):
@@ -294,7 +328,8 @@ def test_equivalent_entries_are_still_true():
     entries = tomllib.loads((ROOT / "tests" / "equivalent.toml").read_text()).get("equivalent", [])
     found = [
         (mutant.file, *mutants.changed_lines(ROOT, mutant))
-        for mutant in (mutants.find_mutants(ROOT, "src/mirada/core") if entries else [])
+        for target in mutants.TARGETS
+        for mutant in (mutants.find_mutants(ROOT, target) if entries else [])
     ]
     for entry in entries:
         assert len(entry["proof"].split()) > 4, entry

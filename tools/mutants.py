@@ -1,9 +1,14 @@
-"""make mutants SEED=n N=40: break the core in small ways, by seed; the fast tests must notice.
+"""make mutants SEED=n N=40: break core and families in small ways, by seed; tests must notice.
 
-A mutant is one change of one expression, drawn from the syntax trees of src/mirada/core. It runs in
-its own copy of the source tree. Not drawn: lines that word an error, print, describe or annotate,
-and lines or functions marked `# speed`, which choose only how fast an equal result comes. A mutant
-that no test could kill stands once in tests/equivalent.toml, with its proof, and is drawn again.
+A mutant is one change of one expression, drawn from the syntax trees of src/mirada/core and
+src/mirada/models. It runs in its own copy of the source tree. Not drawn: lines that word an error,
+print, describe or annotate, lines or functions marked `# speed`, which choose only how fast an
+equal result comes, and sizes called `tiny`, which stand for nothing outside. A mutant that no test
+could kill stands once in tests/equivalent.toml, with its proof, and is drawn again.
+
+The core is held to the fast tests; a family's file to its own parity table, to what is asked of all
+families alike, and to the tables of families that import it. The pages of docs/ are made from these
+files: they would notice everything and prove nothing, so they have no part in it.
 """
 
 import argparse
@@ -12,6 +17,7 @@ import concurrent.futures
 import difflib
 import os
 import random
+import re
 import resource
 import shutil
 import subprocess
@@ -22,8 +28,13 @@ from dataclasses import dataclass
 from pathlib import Path
 
 ROOT = Path(__file__).parent.parent
-SELECT = "fast and not slow and not gpu"
+SELECT = "fast and not slow and not gpu"  # of the core's tests
+WHOLE = "not slow and not gpu"  # of a family's
 SECONDS = 60  # of processor time a mutant may take, so that a busy machine kills none
+FAMILY = 300  # the same, of a family's tests, which load the reference; past it none is killed
+TARGETS = ["src/mirada/core", "src/mirada/models"]
+MODELS = "src/mirada/models/"
+ALIKE = ["tests/models/test_defaults.py", "tests/models/test_sizes.py"]  # of all families
 WANTED = 95  # percent killed
 
 OPERATORS = {
@@ -51,6 +62,9 @@ OPERATORS = {
 }
 SYMMETRIC = {"max", "min", "maximum", "minimum", "isclose", "logical_and", "logical_or"}
 SYMMETRIC |= {"transpose"}  # of two axes
+DECLARING = {"key", "size"}  # of a name and a default: swapped, nothing would even import
+NORMS = {"LayerNorm": "RMSNorm", "RMSNorm": "LayerNorm"}
+SLOTS = {"pre": "post", "post": "pre", "out": "pre"}  # of a Residual
 AXES = {"softmax", "transpose", "flatten", "unflatten", "unsqueeze", "squeeze", "sum", "mean"}
 AXES |= {"cat", "stack", "chunk", "split", "unbind", "cumsum", "amax", "amin", "argmax", "flip"}
 WORDING = {"print", "warn", "warnings.warn"}
@@ -128,8 +142,26 @@ class Finder(ast.NodeVisitor):
     def visit_JoinedStr(self, node: ast.JoinedStr):
         """Text made for a reader."""
 
+    def visit_Dict(self, node: ast.Dict):
+        for name, value in zip(node.keys, node.values, strict=True):
+            if not isinstance(name, ast.Constant) or name.value != "tiny":
+                self.visit(value)
+
+    def visit_Tuple(self, node: ast.Tuple):
+        """A row of a weight map: its operation left out, or two of its tensors exchanged."""
+        row = [part for part in node.elts[:2] if _is_text(part, ".")]
+        if len(row) == 2 and len(node.elts) == 3:
+            start, end = self.span(node.elts[1])[1], self.span(node.elts[2])[1]
+            self.add((start, end), "", "dropped operation")
+        if len(row) == 2:
+            text = self.text(node.elts[1])
+            turned = re.sub(r"\((\w[\w.]*)\|(\w[\w.]*)", r"(\2|\1", text, count=1)
+            self.replace(node.elts[1], turned, "exchanged tensors")
+        self.generic_visit(node)
+
     def visit_BinOp(self, node: ast.BinOp):
-        self._swap(node.op, node.left, node.right)
+        if not (_is_text(node.left) or _is_text(node.right)):
+            self._swap(node.op, node.left, node.right)
         if isinstance(node.op, ast.Add | ast.Sub):
             self.replace(node, self._bracketed(node, node.left), "dropped term")
         self.generic_visit(node)
@@ -171,11 +203,17 @@ class Finder(ast.NodeVisitor):
         name = ast.unparse(node.func)
         short = name.split(".")[-1]
         plain = not any(isinstance(a, ast.Starred) for a in node.args)
-        if plain and short not in SYMMETRIC:
+        if short in NORMS:
+            text = f'__import__("mirada.core.norm", fromlist="*").{NORMS[short]}'
+            self.replace(node.func, text, "another norm")
+        for keyword in node.keywords if short == "Residual" else ():
+            self._rename(keyword, SLOTS)
+        if short == "Block":
+            for left, right in zip(node.keywords, node.keywords[1:], strict=False):
+                self._exchange(left, right, "swapped sublayers")
+        if plain and short not in SYMMETRIC | DECLARING:
             for left, right in zip(node.args, node.args[1:], strict=False):
-                between = self.source[self.span(left)[1] : self.span(right)[0]].decode()
-                swapped = self.text(right) + between + self.text(left)
-                self.add((self.span(left)[0], self.span(right)[1]), swapped, "swapped arguments")
+                self._exchange(left, right, "swapped arguments")
         for keyword in node.keywords:
             if keyword.arg in ("dim", "axis"):
                 self._axis(keyword.value)
@@ -185,6 +223,16 @@ class Finder(ast.NodeVisitor):
             for argument in node.args:
                 self._axis(argument)
         self.generic_visit(node)
+
+    def _exchange(self, left: ast.AST, right: ast.AST, kind: str):
+        between = self.source[self.span(left)[1] : self.span(right)[0]].decode()
+        swapped = self.text(right) + between + self.text(left)
+        self.add((self.span(left)[0], self.span(right)[1]), swapped, kind)
+
+    def _rename(self, keyword: ast.keyword, names: dict[str, str]):
+        if keyword.arg in names:
+            start = self.span(keyword)[0]
+            self.add((start, start + len(keyword.arg)), names[keyword.arg], "another slot")
 
     def _swap(self, op: ast.AST, left: ast.AST, right: ast.AST):
         """The operator stands between its operands, perhaps among brackets and line ends."""
@@ -238,6 +286,13 @@ def _compiles(source: bytes) -> bool:
     except (SyntaxError, ValueError):
         return False
     return True
+
+
+def _is_text(node: ast.AST, holding: str = "") -> bool:
+    """A text, or a sum that has one, in which `holding` stands."""
+    if isinstance(node, ast.BinOp):
+        return _is_text(node.left, holding) or _is_text(node.right, holding)
+    return isinstance(node, ast.Constant) and isinstance(node.value, str) and holding in node.value
 
 
 def _is_wording(node: ast.AST) -> bool:
@@ -317,6 +372,55 @@ def copy_tree(root: Path, place: Path):
             shutil.copy(path, place)
 
 
+# The tests of a family
+
+
+def imports_of(path: Path) -> set[str]:
+    """Names of modules under mirada.models that a file imports."""
+    found: set[str] = set()
+    for node in ast.walk(ast.parse(path.read_bytes())):
+        if isinstance(node, ast.ImportFrom) and node.module == "mirada.models":
+            found |= {alias.name for alias in node.names}
+        elif isinstance(node, ast.ImportFrom) and (node.module or "").startswith("mirada.models."):
+            found.add(node.module.split(".")[2])
+    return found
+
+
+def standing_on(root: Path, name: str) -> set[str]:
+    """The modules of models/ that import `name`, themselves or by another."""
+    uses = {path.stem: imports_of(path) for path in (root / MODELS).glob("*.py")}
+    found: set[str] = set()
+    while more := {m for m, used in uses.items() if used & {name, *found}} - found:
+        found |= more
+    return found - {name}
+
+
+def family_runs(root: Path, file: str) -> list[list[str]]:
+    """pytest's arguments for what a file of models/ is held to, the nearest tests first."""
+    name = Path(file).stem
+    above = standing_on(root, name)
+    tests = {path.relative_to(root).as_posix(): path.stem for folder in ("parity", "models")
+             for path in sorted((root / "tests" / folder).glob("test_*.py"))}
+    own = [path for path, stem in tests.items()
+           if f"{stem}_".startswith(f"test_{name}_") or name in imports_of(root / path)]
+    far = [path for path, stem in tests.items()
+           if stem.removeprefix("test_") in above and path not in own]
+    if not own + far:  # the registry alone imports it: readers of files
+        own = [path for path in tests if path.startswith("tests/models/")]
+    types = {t for t, home in _families(root).items() if home in {name, *above}}
+    words = sorted({name, *above, *types, *(tests[path] for path in own)})
+    near = ["-k", " or ".join(words), *ALIKE, *(path for path in own if path not in ALIKE)]
+    return [near, far] if far else [near]
+
+
+def _families(root: Path) -> dict[str, str]:
+    """FAMILIES of models/__init__.py, which is not imported: it may be the one that is broken."""
+    for node in ast.parse((root / MODELS / "__init__.py").read_bytes()).body:
+        if isinstance(node, ast.Assign) and ast.unparse(node.targets[0]) == "FAMILIES":
+            return ast.literal_eval(node.value)
+    return {}
+
+
 def pytest_in(place: Path, arguments: list[str], seconds: int) -> subprocess.CompletedProcess:
     """Run pytest on a copy, whose src comes before the installed package.
 
@@ -372,7 +476,22 @@ def _children() -> float:
     return used.ru_utime + used.ru_stime
 
 
-def judge(root: Path, mutant: Mutant, runs: list[list[str]], select: str) -> str:
+def check_killers(root: Path, verdicts: list[str]):
+    """Raise SystemExit where a test that is said to have noticed fails on the unbroken source."""
+    found = {m[1] for v in verdicts if (m := re.match(r"killed \(FAILED (tests/\S+?::.+?) - ", v))}
+    if not found:
+        return
+    with tempfile.TemporaryDirectory() as folder:
+        copy_tree(root, Path(folder))
+        run = pytest_in(Path(folder), ["-m", WHOLE, *sorted(found)], FAMILY + 10 * len(found))
+    if run.returncode != 0:
+        raise SystemExit(f"tests fail with nothing broken, so they show nothing:\n"
+                         f"{run.stdout[-3000:]}")
+    print(f"the {len(found)} tests that noticed pass where nothing is broken", flush=True)
+
+
+def judge(root: Path, mutant: Mutant, runs: list[list[str]], select: str,
+          seconds: int = SECONDS) -> str:
     """What became of a mutant: `survived`, or `killed` with the test that noticed."""
     with tempfile.TemporaryDirectory() as folder:
         place = Path(folder)
@@ -381,16 +500,18 @@ def judge(root: Path, mutant: Mutant, runs: list[list[str]], select: str) -> str
         path.write_bytes(mutant.apply(path.read_bytes()))
         for files in runs:
             try:
-                run = pytest_in(place, ["-m", select, *files], SECONDS)
+                run = pytest_in(place, ["-m", select, *files], seconds)
             except subprocess.TimeoutExpired:
                 return "killed (it never ended)"
+            if run.returncode < 0 and seconds == FAMILY:
+                return f"survived (out of its {seconds} s, or crashed: signal {-run.returncode})"
             if run.returncode < 0:
-                return f"killed (out of its {SECONDS} s, or crashed: signal {-run.returncode})"
+                return f"killed (out of its {seconds} s, or crashed: signal {-run.returncode})"
             if run.returncode == 5:
                 raise SystemExit(f"no test was run:\n{run.stdout[-2000:]}")
             if run.returncode != 0:
                 failed = [x for x in run.stdout.splitlines() if x.startswith(("FAILED", "ERROR"))]
-                return f"killed ({failed[0][:160] if failed else 'at collection'})"
+                return f"killed ({failed[0][:400] if failed else 'at collection'})"
     return "survived"
 
 
@@ -401,24 +522,38 @@ def main(arguments: list[str] | None = None) -> int:
     parser.add_argument("--workers", type=int, default=2, help="how many at a time")
     parser.add_argument("--list", action="store_true", help="show the draws, run nothing")
     parser.add_argument("--root", type=Path, default=ROOT, help="the project")
-    parser.add_argument("--target", default="src/mirada/core", help="what is broken")
+    parser.add_argument("--target", action="append", help="what is broken: core and models")
     parser.add_argument("--select", default=SELECT, help="the tests, as pytest's -m")
     options = parser.parse_args(arguments)
 
     root = options.root.resolve()
     entries = read_equivalent(root / "tests" / "equivalent.toml")
-    drawn = draw(root, options.target, options.seed, options.count, entries)
+    drawn = []
+    for n, target in enumerate(targets := options.target or TARGETS):
+        share = options.count * (n + 1) // len(targets) - options.count * n // len(targets)
+        drawn += draw(root, target, options.seed, share, entries)
     if options.list:
         print("\n".join(diff(root, mutant) for mutant in drawn))
         return 0
-    runs, spent = stages(root, options.select)
-    print(f"unbroken: {sum(map(len, runs))} files in {spent:.0f} s of processor time", flush=True)
-    killed = 0
+    families = {mutant.file for mutant in drawn if mutant.file.startswith(MODELS)}
+    runs: list[list[str]] = []
+    if len(families) < len({mutant.file for mutant in drawn}):
+        runs, spent = stages(root, options.select)
+        print(f"unbroken: {sum(map(len, runs))} files in {spent:.0f} s of processor time",
+              flush=True)
+    def verdict_on(mutant: Mutant) -> str:
+        if mutant.file in families:
+            return judge(root, mutant, family_runs(root, mutant.file), WHOLE, FAMILY)
+        return judge(root, mutant, runs, options.select)
+
+    killed, said = 0, []
     with concurrent.futures.ThreadPoolExecutor(options.workers) as pool:
-        verdicts = pool.map(lambda m: judge(root, m, runs, options.select), drawn)
+        verdicts = pool.map(verdict_on, drawn)
         for mutant, verdict in zip(drawn, verdicts, strict=True):
-            killed += verdict != "survived"
+            killed += not verdict.startswith("survived")
+            said += [verdict] if mutant.file in families else []
             print(f"{diff(root, mutant)}\n{verdict}\n", flush=True)
+    check_killers(root, said)
     share = 100 * killed / max(len(drawn), 1)
     print(f"mutants: {killed}/{len(drawn)} killed ({share:.0f} %)")
     return 0 if drawn and share >= WANTED else 1

@@ -7,14 +7,17 @@ __version__ = "0.1.0"
 _HOMES = {  # public name -> the module that holds it; nothing is imported until it is used
     "load": "registry", "save": "registry", "build": "registry", "sizes": "registry",
     "families": "registry", "Model": "model", "kernel": "core.attend",
-    "pipeline": "tasks.pipeline", "embed": "tasks.features",
+    "pipeline": "tasks.pipeline", "set_seed": "tasks.pipeline", "embed": "tasks.features",
     "verify": "look.verify", "describe": "look.describe", "diff": "look.diff",
     "MiradaError": "errors", "UntrustedInputError": "errors", "WorkFailed": "errors",
 }
+_ROOMS = ("edit", "look")  # mirada.edit.without_residual(m) needs no import of its own
 __all__ = sorted(_HOMES)
 
 
 def __getattr__(name: str):
+    if name in _ROOMS:
+        return importlib.import_module(f"mirada.{name}")
     if name not in _HOMES:
         raise AttributeError(f"mirada has no {name!r}")
     return getattr(importlib.import_module(f"mirada.{_HOMES[name]}"), name)

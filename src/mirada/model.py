@@ -13,6 +13,7 @@ from mirada.core.block import EncoderDecoder, Stack
 from mirada.core.cache import Fixed, Growing, Rolling, Static
 from mirada.core.context import Ctx, Inputs
 from mirada.core.embed import Tokens
+from mirada.core.linear import KEPT
 from mirada.core.mask import Mask
 from mirada.errors import MiradaError
 
@@ -60,6 +61,7 @@ class Origin:
     spelled: dict = field(default_factory=dict)  # a tensor's name today -> in the file
     bare: bool = False  # the file's names lack the family's prefix
     dialect: str = "folder"
+    edits: tuple[str, ...] = ()  # what edits did that no file can say; `save` refuses with them
 
 
 class Model(nn.Module):
@@ -75,6 +77,7 @@ class Model(nn.Module):
         self.origin = Origin()
         self._tokenizer = None
         self.tape = None  # set while a recording runs
+        self.native = None  # a program for the native runtime, or why there is none: edit.lower
 
     @property
     def kind(self) -> str:
@@ -184,6 +187,7 @@ class Model(nn.Module):
         out.update(self.head(x, inputs, ctx))
         given = {k: v for k, v in {"labels": labels, **more_labels}.items() if v is not None}
         if given:
+            self._refuse_frozen()
             out["loss"] = self._loss(out, given, ctx.mask.padding)
         return out
 
@@ -265,6 +269,14 @@ class Model(nn.Module):
             raise MiradaError(f"{self.architecture} does not read {', '.join(sorted(found))}: "
                               "leave it out")
 
+    def _refuse_frozen(self) -> None:
+        """A model in training whose every weight is quantized would learn nothing."""
+        if self.training and torch.is_grad_enabled() and not any(
+                p.requires_grad for p in self.parameters()) and any(
+                isinstance(m, KEPT) for m in self.modules()):
+            raise MiradaError("quantized weights do not train: tune adapters on them (LoRA, "
+                              "QLoRA), or load the model with dtype=torch.float32")
+
     def _check_ids(self, ids: Tensor | None, vocab: int) -> None:
         """ids (B, T) must be of the vocabulary; their values are looked at on the CPU only."""
         if ids is None:
@@ -326,6 +338,11 @@ class Model(nn.Module):
         except (IndexError, ValueError, RuntimeError, AttributeError) as error:
             shapes = ", ".join(f"{n} {tuple(getattr(t, 'shape', ()))}" for n, t in given.items())
             raise MiradaError(f"no loss can be taken of {shapes}: {error}") from error
+
+    def path(self) -> str:
+        """What generation runs, the native runtime or torch, and why; see mirada.edit.lower."""
+        from mirada.edit.lower import path
+        return path(self)
 
     def record(self, **options):
         """A context manager giving a tape of this model's attention; see mirada.look.record."""

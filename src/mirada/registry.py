@@ -12,13 +12,17 @@ from pathlib import Path
 
 import torch
 from torch import Tensor, nn
+from torch.overrides import TorchFunctionMode
 
 from mirada.core import init as initialisers
+from mirada.core.linear import KEPT, Quantized, keeps, kept, replaced
 from mirada.errors import MiradaError, UntrustedInputError, WorkFailed
+from mirada.kernels.blocks import expand
 from mirada.model import Model, Origin
-from mirada.models import ALIASES, FAMILIES, GGUF
+from mirada.models import ALIASES, FAMILIES, GGUF, meta
+from mirada.models.dialects import DIALECTS
 from mirada.weights import config as configs
-from mirada.weights import jsonfile, tensorfile
+from mirada.weights import joined, jsonfile, packed, tensorfile
 from mirada.weights.rows import Plan, Step
 
 LEAST = 6  # tensors in any block's file: two norms, q k v as one, o, up, down
@@ -52,10 +56,20 @@ def assemble(fam, config, architecture: str) -> Model:
     if architecture not in fam.HEADS:
         raise MiradaError(f"{_name(fam)} has no head called {architecture!r}; it "
                           f"has {', '.join(fam.HEADS)}")
-    with torch.device("meta"):
+    with torch.device("meta"), _Unfilled():
         body = getattr(fam, "BODIES", {}).get(architecture, fam.build)(config)
         head = fam.HEADS[architecture](config, body)
         return Model(_name(fam), config, body, head, architecture).eval()
+
+
+class _Unfilled(TorchFunctionMode):
+    """Initialisers do nothing; on the meta device torch imports its compiler (1.4 s) to do that."""
+
+    def __torch_function__(self, func, types, args=(), kwargs=None):
+        kwargs = kwargs or {}
+        if func.__name__ in ("normal_", "uniform_", "kaiming_uniform_"):
+            return args[0] if args else kwargs["tensor"]
+        return func(*args, **kwargs)
 
 
 def build(name: str, size: str | None = None, *, architecture: str | None = None, device="cpu",
@@ -118,13 +132,20 @@ def load(source, *, dtype=None, device="cpu", ignore=(), architecture: str | Non
          hub: bool = False) -> Model:
     """A model from a folder, a .gguf file or a short name (see mirada.shelf).
 
-    dtype: converts the weights; the file's own when None. ignore: config keys and tensor names
-    (regular expressions for these) to leave unread. architecture: another head than the config's.
-    hub: allow `source` to be a hub id, fetched with the [hub] extra. Raises MiradaError.
+    dtype: converts the weights; the file's own when None, quantized blocks included. ignore:
+    config keys and tensor names (regular expressions for these) to leave unread. architecture:
+    another head than the config's. hub: allow `source` to be a hub id, fetched with the [hub]
+    extra. Raises MiradaError.
     """
     path, (device, dtype) = locate(source, hub), _place(device, dtype)
     if path.is_dir():
-        return _load_folder(path, dtype, device, tuple(ignore), architecture)
+        from mirada import shelf
+        head, vocabulary = shelf.unsaid(source)
+        model = _load_folder(path, dtype, device, tuple(ignore), architecture or head)
+        if vocabulary is not None:
+            from mirada.text.tokenizer import Tokenizer
+            model.tokenizer = Tokenizer.from_file(vocabulary)
+        return model
     if path.suffix == ".gguf":
         return _load_gguf(path, dtype, device, tuple(ignore))
     raise MiradaError(f"{path}: mirada loads a folder with config.json and weights, or a "
@@ -160,6 +181,8 @@ def _fetched(source: str) -> Path:
 
 def _load_folder(path: Path, dtype, device, ignore, architecture) -> Model:
     where = path / "config.json"
+    if not where.is_file() and (path / "params.json").is_file():
+        return _load_parts(path, dtype, device, ignore, architecture)
     if not where.is_file():
         raise MiradaError(f"{path}: there is no config.json, so the architecture is unknown")
     raw = jsonfile.read(where)
@@ -178,6 +201,8 @@ def _load_folder(path: Path, dtype, device, ignore, architecture) -> Model:
                                   f"mirada has for {kind}: {', '.join(fam.HEADS)}; choose one with "
                                   "architecture=")
     with tensorfile.open_folder(path) as checkpoint:
+        if raw.get("quantization_config") is not None:
+            checkpoint = packed.Packed(checkpoint, raw["quantization_config"], where)
         if hasattr(config, "settle"):  # what only the tensors tell
             config = config.settle(checkpoint.names())
         model = _shell(fam, config, architecture, checkpoint, where)
@@ -212,9 +237,9 @@ def _config(fam, raw: dict, where: Path, ignore):
     names = raw.get("id2label") or {}
     if not isinstance(names, dict) or not all(isinstance(n, str) for n in names.values()):
         raise UntrustedInputError(where, "id2label", "must map label numbers to names")
-    has_labels = "labels" in fam.Config.__dataclass_fields__
-    count = raw.get("num_labels") or len(names) or 2
-    config = replace(reading.config, labels=count) if has_labels else reading.config
+    own = getattr(fam.Config, "labels", None)  # how many, where a file does not say
+    count = raw.get("num_labels") or len(names) or own
+    config = reading.config if own is None else replace(reading.config, labels=count)
     _check_whole(config, where)
     return config, reading.ignored
 
@@ -247,27 +272,38 @@ def _shell(fam, config, architecture: str, reader, where) -> Model:
 def fill(model: Model, reader, weights, dtype, device, ignore, where: str) -> None:
     """Stream a file's tensors into a model on the meta device, one row at a time.
 
-    Memory for all of it is taken first: taken tensor by tensor, between what is read and let go
-    again, the allocator's leavings come to most of a second copy.
+    Without a dtype, matrices that the file holds in blocks stay in them (core.linear). Memory for
+    all others is taken first: taken tensor by tensor, between what is read and let go again, the
+    allocator's leavings come to most of a second copy.
     """
     paths = model.paths()
     plan = weights.plan(paths, reader.names(), ignore, where)
     places = _places(model)
     for step in [*plan.steps, *plan.duplicates]:
         _check_shapes(step, reader, [places[paths[o]][0][2].shape for o in step.ours], where)
-    for step in plan.steps:
+    if torch.device(device).type == "meta":  # all that headers tell has been checked
+        return
+    small = dtype is None and hasattr(reader, "blocks")
+    stay = _blocks(plan.steps, reader, paths, places) if small else {}
+    replaced(model, {module: kept(module, blocks.to(device), kind) for path, (blocks, kind)
+                     in stay.items() for module, _, _ in places[path]})
+    model.requires_grad_(not stay)
+    steps = [s for s in plan.steps if paths[s.ours[0]] not in stay]
+    places = _places(model)
+    for step in steps:
         for n, path in enumerate(step.ours):
             name = step.files[n if len(step.files) == len(step.ours) else 0]
             old = places[path][0][2]
             kind = _kind(old, name, reader, dtype, where)
             _put(places[path], torch.empty_like(old, dtype=kind, device=device))
     state = model.state()
-    for step in plan.steps:
+    for step in steps:
         for path, tensor in _read(step, reader):
             state[path].copy_(tensor)
     for step in plan.duplicates:
         for path, tensor in _read(step, reader):
-            mine = state[paths[path]]
+            first = paths[path]
+            mine = expand(*stay[first], tensor.dtype) if first in stay else state[first]
             if not same_bits(torch.empty_like(mine).copy_(tensor), mine):
                 raise MiradaError(f"{where}: its config says that {step.files[0]!r} is the same "
                                   "tensor as another, and it is not; set tie_word_embeddings to "
@@ -275,6 +311,22 @@ def fill(model: Model, reader, weights, dtype, device, ignore, where: str) -> No
     _keep(model.origin, plan, reader)
     model.origin.spelled = {today: name for step in plan.steps for name in step.files
                             if (today := weights.modern(name)) != name}
+
+
+def _blocks(steps: list[Step], reader, paths: dict, places: dict) -> dict[str, tuple]:
+    """Path -> (blocks, their type) of the tensors that can stay as the file has them: matrices of
+    plain projections and tables, whose map moves whole rows only."""
+    stay = {}
+    for step in steps:
+        kinds = [reader.form(name) for name in step.files]
+        sites = [site for path in step.ours for site in places[paths[path]]]
+        if None in kinds or not step.op.rowwise or len(kinds) not in (1, len(step.ours)) or not all(
+                keeps(module) and name == "weight" for module, name, _ in sites):
+            continue
+        parts = step.op.load([reader.blocks(name) for name in step.files])
+        kinds = kinds * (len(parts) // len(kinds))
+        stay.update({paths[o]: found for o, *found in zip(step.ours, parts, kinds, strict=True)})
+    return stay
 
 
 def _read(step: Step, reader):
@@ -345,14 +397,20 @@ def _map(fam, model: Model):
 def export(model: Model) -> dict[str, Tensor]:
     """The model's tensors under the names its files use."""
     fam, origin = family(model.family), model.origin
-    weights, state, paths = _map(fam, model), model.state(), model.paths()
+    weights, (paths, state) = _map(fam, model), held(model)
     bare = origin.bare if origin.path else model.architecture in getattr(fam, "BARE", _base(fam))
     named: dict[str, Tensor] = {}
     for step in weights.bind(paths, bare):
         alias = all(paths[o] != o for o in step.ours)
         if not alias or step.files in origin.duplicates:
-            tensors = step.op.save([state[paths[o]] for o in step.ours])
-            named.update(zip(step.files, tensors, strict=True))
+            parts = [state[paths[o]] for o in step.ours]
+            if type := _packable(step, parts):
+                rows = step.op.save([p.blocks for p in parts])
+                for name, blocks in zip(step.files, rows, strict=True):
+                    named |= packed.written(name, blocks, type, model.dtype)
+                continue
+            parts = [p.expand(model.dtype) if isinstance(p, KEPT) else p for p in parts]
+            named.update(zip(step.files, step.op.save(parts), strict=True))
     for files in origin.duplicates:
         for name in files:  # an older spelling that the file had beside today's
             named.setdefault(name, named.get(weights.modern(name)))
@@ -361,18 +419,53 @@ def export(model: Model) -> dict[str, Tensor]:
     return {origin.spelled.get(n, n): tensor for n, tensor in named.items()} | origin.carried
 
 
+def _packable(step: Step, parts: list) -> str | None:
+    """The block type in which projections can be saved as they are, or None."""
+    types = {p.type if isinstance(p, Quantized) else None for p in parts}
+    type = types.pop() if len(types) == 1 and step.op.rowwise else None
+    return type if type in packed.OURS and ".blocks." in f".{step.ours[0]}" else None
+
+
+def held(model: Model) -> tuple[dict[str, str], dict[str, Tensor | nn.Module]]:
+    """A model's paths and state as if no weight stood in blocks; the modules that hold such weights
+    stand for them."""
+    paths, state = model.paths(), model.state()
+    small = {f"{name.removeprefix('body.')}.blocks": module for name, module
+             in model.named_modules(remove_duplicate=False) if isinstance(module, KEPT)}
+
+    def weight(path: str) -> str:
+        return path.removesuffix("blocks") + "weight" if path in small else path
+
+    wide = {weight(path): small.get(path, tensor) for path, tensor in state.items()}
+    return {weight(path): weight(first) for path, first in paths.items()}, wide
+
+
 def _base(fam) -> list[str]:
     """Heads that are the bare body: the reference writes their files without a prefix."""
     return [name for name in fam.HEADS if name.endswith("Model") and "Head" not in name]
 
 
-def save(model: Model, path) -> Path:
-    """Write a model in the layout that other libraries read: config.json, model.safetensors and
-    the tokenizer. The folder must be new or empty; it appears whole or not at all."""
+def save(model: Model, path, type: str | None = None) -> Path:
+    """Write a model as others read it: a folder of config.json, model.safetensors and tokenizer, or
+    one file where the path ends in .gguf. It must be new (a folder: or empty), and appears whole
+    or not at all.
+
+    type: what a GGUF file's matrices become, as Q8_0 or Q4_K; what they are when None. A folder
+    holds the model's dtype (m.to(torch.float16) first changes it): int8, nf4 and fp4 as
+    bitsandbytes keeps them, other blocks expanded.
+    """
     target = Path(os.path.abspath(path))
     if model.device.type == "meta":
         raise MiradaError("this model was built without memory (device=\"meta\"): there are no "
                           "numbers to save")
+    if model.origin.edits:
+        raise MiradaError(f"{'; '.join(model.origin.edits)}: no file can say so, and nothing was "
+                          "written. Save the model as it was, and edit again after loading")
+    if target.suffix == ".gguf":
+        from mirada import ggufout
+        return ggufout.save(model, *held(model), target, written_config(model), type)
+    if type is not None:
+        raise MiradaError(f"type={type!r} is of GGUF files: let the output's name end in .gguf")
     if os.path.lexists(target) and (not target.is_dir() or any(target.iterdir())):
         raise MiradaError(f"{target} is there already and not an empty folder; nothing was "
                           "written. Choose another name")
@@ -381,7 +474,10 @@ def save(model: Model, path) -> Path:
         aside = Path(tempfile.mkdtemp(prefix=f".{target.name}-", dir=target.parent))
         try:
             _write(model, aside)
+            for written in (*aside.rglob("*"), aside):
+                _flush(written)
             os.rename(aside, target)  # takes the place of an empty folder
+            _flush(target.parent)
         except BaseException:
             shutil.rmtree(aside, ignore_errors=True)
             raise
@@ -391,9 +487,23 @@ def save(model: Model, path) -> Path:
     return target
 
 
+def _flush(path: Path) -> None:
+    """Onto the disk: else a power cut may leave the new name in front of empty files."""
+    descriptor = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(descriptor)
+    except OSError:  # some network file systems cannot, of a folder
+        if not path.is_dir():
+            raise
+    finally:
+        os.close(descriptor)
+
+
 def _write(model: Model, folder: Path) -> None:
-    tensorfile.save(folder, export(model))
-    jsonfile.write(folder / "config.json", written_config(model))
+    tensors = export(model)
+    tensorfile.save(folder, tensors)
+    method = packed.config(tensors, model.dtype)
+    jsonfile.write(folder / "config.json", written_config(model) | method)
     if model.origin.generation is not None:
         jsonfile.write(folder / "generation_config.json", model.origin.generation)
     if model.tokenizer is not None:
@@ -407,9 +517,10 @@ def written_config(model: Model) -> dict:
     kind = getattr(fam, "MODEL_TYPES", {}).get(model.architecture) or model.origin.raw.get(
         "model_type") or getattr(fam, "MODEL_TYPE", model.family)
     dtype = str(model.dtype).removeprefix("torch.")
-    labels = getattr(model.config, "labels", 2)
+    own = getattr(fam.Config, "labels", None)  # readers take as many where a file does not say
+    labels = getattr(model.config, "labels", None)
     written = configs.write(model.config, model.origin.raw)
-    if labels != 2 and len(written.get("id2label") or ()) != labels:
+    if labels != own and len(written.get("id2label") or ()) != labels:
         written["id2label"] = {str(n): f"LABEL_{n}" for n in range(labels)}
         written["label2id"] = {f"LABEL_{n}": n for n in range(labels)}
     written.pop("torch_dtype", None)  # its name in older files
@@ -428,8 +539,22 @@ def tokenizer(model: Model):
         return Tokenizer.from_folder(path)
     from mirada.weights.gguf import GGUF as Reader
     with Reader(path) as reader:  # a file may hold a model alone
-        known = "tokenizer.ggml.model" in reader.metadata
+        known = reader.metadata.get("tokenizer.ggml.model", "no_vocab") != "no_vocab"
         return Tokenizer.from_gguf(reader.metadata) if known else None
+
+
+def _load_parts(path: Path, dtype, device, ignore, architecture) -> Model:
+    """LLaMA as it was first published: params.json beside consolidated.00.pth ..."""
+    fam, where = family("llama"), path / "params.json"
+    params = meta.read(jsonfile.read(where), where, ignore)
+    with joined.open_parts(path, meta.axis(params)) as reader:
+        raw = meta.config(params, reader, where)
+        config, ignored = _config(fam, raw, where, ())
+        model = _shell(fam, config, architecture or meta.ARCHITECTURE, reader, where)
+        model.origin = Origin(str(path), raw, ignored=ignored, dialect="consolidated")
+        fill(model, reader, meta.weights(config), dtype, device, ignore, str(path))
+    model.origin.carried = {}  # a saved folder has no place for these files' frequencies
+    return model
 
 
 def _load_gguf(path: Path, dtype, device, ignore) -> Model:
@@ -440,11 +565,11 @@ def _load_gguf(path: Path, dtype, device, ignore) -> Model:
                                       f"not one that mirada reads from GGUF: "
                                       f"{', '.join(sorted(GGUF))}")
         fam = family(GGUF[reader.architecture])
-        raw, architecture = fam.from_gguf(reader)
+        dialect = DIALECTS[reader.architecture]
+        raw = dialect.config(reader)
         config, ignored = _config(fam, raw, path, ignore)
-        model = _shell(fam, config, architecture, reader, path)
+        model = _shell(fam, config, dialect.head, reader, path)
         model.origin = Origin(str(path), raw, ignored=ignored, dialect="gguf")
-        weights = fam.gguf_weights(config)
-        fill(model, reader, weights, dtype or torch.float32, device, ignore, str(path))
+        fill(model, reader, dialect.weights(config), dtype, device, ignore, str(path))
     model.origin.carried = {}  # a folder has no place for what only GGUF names
     return model

@@ -4,7 +4,7 @@ import math
 
 import torch
 
-from mirada.core.mask import Mask
+from mirada.core.mask import Blocked, Mask, Strided
 
 
 def at(value, b: int):
@@ -37,7 +37,23 @@ def sees(mask: Mask, b: int, t: int, s: int) -> bool:
         return False
     if mask.padding is not None and not mask.padding[b, s]:
         return False
+    if not all(drawn(pattern, q, k) for pattern in mask.patterns):
+        return False
     return all(qs[b, t] == ks[b, s] for qs, ks in mask.segments)
+
+
+def drawn(pattern, q: int, k: int) -> bool:
+    """Is the pair in a sparse pattern?"""
+    if isinstance(pattern, Strided):
+        return abs(q - k) < pattern.stride or (q - k) % pattern.stride == 0
+    if isinstance(pattern, Blocked):
+        place = k % pattern.stride
+        return q // pattern.stride == k // pattern.stride or place + pattern.summary >= (
+            pattern.stride)
+    x = (q * 0x9E3779B1 ^ k * 0x85EBCA6B ^ pattern.seed * 0xC2B2AE35) % 2**32
+    for shift in (15, 13):
+        x = (x ^ x >> shift) * 0x2C1B3C6D % 2**32
+    return (x ^ x >> 16) / 2**32 < pattern.share or q == k
 
 
 def weights(q, k, scale, seen, bias=None, cap=None, sinks=None) -> torch.Tensor:

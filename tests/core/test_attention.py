@@ -261,7 +261,7 @@ def test_a_cache_changes_nothing_and_is_asked_for_its_mask_first():
     x, cache = torch.randn(2, 6, 8).double(), Growing()
     whole = attention(x, Ctx())
     parts = [attention(x[:, a:b], Ctx(), cache) for a, b in ((0, 3), (3, 4), (4, 6))]
-    assert torch.allclose(torch.cat(parts, 1), whole, atol=1e-12) and cache.size == 6
+    assert torch.allclose(torch.cat(parts, 1), whole, atol=1e-12) and cache.held == 6
 
 
 def _cross_and_marian():
@@ -301,7 +301,7 @@ def test_cross_attentions_keys_are_computed_once_a_source():
     count.clear()
     steps = [ours(x[:, t:t + 1], ctx, cache) for t in range(4)]
     assert torch.allclose(torch.cat(steps, 1), whole, atol=1e-12)
-    assert len(count) == 2 and cache.size == 6
+    assert len(count) == 2 and cache.held == 6
 
 
 def test_cross_attention_norms_queries_and_keys_also_from_a_cache():

@@ -111,7 +111,7 @@ def entries(T: int, rows: int = B) -> tuple[torch.Tensor, torch.Tensor]:
 
 def test_what_a_growing_cache_holds():
     cache = Growing()
-    assert cache.size == 0 and cache.length.tolist() == []
+    assert cache.held == 0 and cache.length.tolist() == []
     cache.crop(0)
     k, v = entries(3)
     kv = cache.update(k, v)
@@ -119,10 +119,10 @@ def test_what_a_growing_cache_holds():
     more = entries(2)
     kv = cache.update(*more)
     assert torch.equal(kv.k, torch.cat([k, more[0]], 2)) and kv.fresh is more[0]
-    assert torch.equal(kv.v, torch.cat([v, more[1]], 2)) and cache.size == 5
+    assert torch.equal(kv.v, torch.cat([v, more[1]], 2)) and cache.held == 5
     assert cache.mask(Mask(causal=True), 4).start == 5
     cache.crop(torch.tensor([4, 4]))
-    assert cache.size == 4 and torch.equal(cache.v, kv.v[:, :, :4])
+    assert cache.held == 4 and torch.equal(cache.v, kv.v[:, :, :4])
     for wrong in (5, -1):
         with pytest.raises(MiradaError, match=f"cannot crop to {wrong} keys: the cache holds 4"):
             cache.crop(wrong)
@@ -222,12 +222,12 @@ def test_a_rolling_caches_padding_is_that_of_the_keys_it_holds():
 
 def test_a_fixed_cache_is_filled_once_a_source_and_never_shrinks():
     cache = Fixed()
-    assert cache.size == 0
+    assert cache.held == 0
     cache.reorder(torch.tensor([0, 1]))
     k, v = entries(4)
     kv = cache.fill(k, v)
-    assert kv.k is cache.k is k and kv.v is cache.v is v and cache.size == 4
+    assert kv.k is cache.k is k and kv.v is cache.v is v and cache.held == 4
     cache.crop(1)
-    assert cache.size == 4
+    assert cache.held == 4
     cache.reorder(torch.tensor([1, 1, 0]))
     assert torch.equal(cache.k, k[[1, 1, 0]]) and torch.equal(cache.v, v[[1, 1, 0]])

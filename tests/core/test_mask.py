@@ -10,7 +10,7 @@ from hypothesis import strategies as st
 from transformers.masking_utils import create_causal_mask
 
 from core.plain import visible
-from mirada.core.mask import Mask
+from mirada.core.mask import Blocked, Mask, Random, Strided
 
 T, S, B = 5, 5, 2
 PADDING = torch.tensor([[1, 1, 1, 1, 0], [0, 1, 1, 1, 1]]).bool()
@@ -36,6 +36,13 @@ MASKS = {
     "slots a row": Mask(causal=True, start=torch.tensor([1, 2]),
                         slots=torch.tensor([[0, 1, 2, -1, -1], [3, 0, -1, 2, 1]])),
     "slots alone": Mask(slots=torch.tensor([0, -1, 1, 2, -1])),
+    "strided": Mask(causal=True, patterns=(Strided(2),)),
+    "strided both ways": Mask(patterns=(Strided(2),), start=1),
+    "blocks": Mask(causal=True, patterns=(Blocked(2),)),
+    "blocks both ways": Mask(patterns=(Blocked(3, 2),)),
+    "random": Mask(causal=True, patterns=(Random(0.4),)),
+    "random in slots": Mask(patterns=(Random(0.4, seed=5),), start=torch.tensor([1, 2]),
+                            slots=torch.tensor([[0, 1, 2, -1, -1], [3, 0, -1, 2, 1]])),
 }
 
 
@@ -130,13 +137,14 @@ def test_the_short_cuts_are_taken_where_they_should_be():
     assert Mask(causal=True).only_causal(6, 6) and Mask(causal=True, window=6).only_causal(6, 6)
     for mask in (Mask(causal=True, start=8, window=8), Mask(causal=True, start=7),
                  Mask(causal=True), Mask(causal=True, start=torch.tensor([8])),
-                 Mask(padding=torch.ones(1, 9).bool())):
+                 Mask(padding=torch.ones(1, 9).bool()), Mask(patterns=(Strided(9),))):
         assert not mask.trivial(1, 9)
     assert not Mask(causal=True, start=8).trivial(2, 9)
     for mask in (Mask(), Mask(causal=True, start=1), Mask(causal=True, window=5),
                  Mask(causal=True, start=torch.tensor([0])), Mask(causal=True, prefix=2),
                  Mask(causal=True, padding=torch.ones(1, 6).bool()),
                  Mask(causal=True, slots=torch.arange(6)),
+                 Mask(causal=True, patterns=(Strided(9),)),
                  Mask(causal=True, segments=((torch.zeros(1, 6), torch.zeros(1, 6)),))):
         assert not mask.only_causal(6, 6)
     assert not Mask(causal=True).only_causal(5, 6)
@@ -155,7 +163,8 @@ def test_a_mask_is_made_dense_once_a_pass(monkeypatch):
     assert len(made) == 3, "another pass builds its own"
     changed = [dict(start=1), dict(slots=torch.arange(S)), dict(prefix=torch.tensor([1, 2])),
                dict(segments=((DOCUMENTS, DOCUMENTS),)), dict(padding=~PADDING), dict(causal=False),
-               dict(window=3), dict(window=3, everywhere=PADDING)]
+               dict(window=3), dict(window=3, everywhere=PADDING),
+               dict(patterns=(Strided(2),))]
     for n, change in enumerate(changed):
         mask = dataclasses.replace(shared & own[0], **change)
         assert torch.equal(mask.dense(T, S).expand(B, -1, -1, -1), visible(mask, B, T, S))
@@ -190,3 +199,16 @@ def test_the_guides_picture_and_the_reference_s():
     real = torch.ones(B, 1, T, T).bool()
     real[1, :, 0] = False  # the reference lets a query that sees nothing see everything
     assert torch.equal((theirs == 0)[real], ours[real]) and not ours[~real].any()
+
+
+def test_a_random_pattern_is_the_same_in_parts_and_as_dense_as_it_says():
+    whole = Mask(patterns=(Random(0.2, seed=3),)).dense(256, 256)[0, 0]
+    longer = Mask(patterns=(Random(0.2, seed=3),), start=7).rows(3, 5, 9, 300)[0, 0]
+    assert torch.equal(longer[:, :256], whole[10:12])
+    assert whole.diagonal().all() and not torch.equal(whole, whole.T)
+    off = whole.float() - torch.eye(256)
+    assert off.mean().item() == pytest.approx(0.2, abs=0.01)
+    for lines in (off.sum(0), off.sum(1)):  # 51 of 256 each, give or take a binomial's 6.4
+        assert 5.5 < lines.std() < 7.3
+    other = Mask(patterns=(Random(0.2, seed=4),)).dense(256, 256)[0, 0].float() - torch.eye(256)
+    assert (off * other).mean().item() == pytest.approx(0.04, abs=0.006), "seeds are independent"

@@ -1,10 +1,16 @@
 """Conversations: turns, what is forgotten, and the cache between turns."""
 
+import json
+
 import pytest
 import torch
 
 import mirada
 from generate.words import saying, speaker
+from mirada import cli
+from mirada.commands import chat as chat_command
+from mirada.errors import MiradaError, UntrustedInputError
+from mirada.generate import run
 from mirada.generate.chat import Conversation
 from mirada.generate.text import text_stream
 
@@ -184,3 +190,178 @@ def test_conversations_that_can_not_begin():
     model.tokenizer.templates.clear()
     with pytest.raises(mirada.MiradaError, match="no chat template"):
         Conversation(model).send("Hi")
+
+
+# Taking back, trying again, keeping
+
+
+def contents(talk: Conversation) -> list[str]:
+    return [m["content"] for m in talk.messages]
+
+
+@pytest.mark.scope("1.14.9")
+def test_a_turn_is_taken_back():
+    talk = Conversation(saying("one", "two", "three"), "Sys")
+    assert talk.undo() is None
+    said(talk, "First")
+    before, used = list(talk.messages), talk.used
+    said(talk, "Second")
+    assert talk.undo() == "Second" and talk.messages == before and talk.used == used
+    assert talk.left == talk.budget - used
+    said(talk, "Third")
+    assert talk.reused == used + 1  # and the mark of a new message
+    assert contents(talk)[-2:] == ["Third", "three"]
+
+
+@pytest.mark.scope("1.14.9")
+def test_another_answer_to_the_same_message():
+    talk = Conversation(saying("one", "two", "three", "four"), "Sys")
+    with pytest.raises(MiradaError, match="no message yet"):
+        talk.retry()
+    said(talk, "First")
+    said(talk, "Second")
+    assert "".join(talk.retry()) == "three"
+    assert contents(talk) == ["Sys", "First", "one", "Second", "three"]
+    with pytest.raises(MiradaError, match="top_p"):
+        talk.retry(top_p=2)
+    assert contents(talk)[-1] == "three"
+    reply = talk.send("Third")
+    reply.close()  # before a token was written
+    assert "".join(talk.retry()) == "four" and contents(talk)[-2:] == ["Third", "four"]
+
+
+def test_another_system_message():
+    talk = Conversation(saying("one", "two", "three"))
+    said(talk, "First")
+    talk.system = "Be kind."
+    assert talk.system == "Be kind." and contents(talk) == ["Be kind.", "First", "one"]
+    said(talk, "Second")
+    talk.system = None
+    assert talk.system is None and len(talk.messages) == 4
+    talk.system = "Sys"
+    talk.reset()
+    assert contents(talk) == ["Sys"] and talk.used == 0
+    assert said(talk, "Anew") == "three" and talk.system == "Sys"
+
+
+@pytest.mark.scope("1.14.9")
+def test_a_conversation_is_saved_and_gone_on_with(tmp_path):
+    model, file = saying("uno", "dos"), tmp_path / "talk.json"
+    talk = Conversation(model, "Sys")
+    said(talk, "¿Qué?")
+    talk.save(file)
+    assert [p.name for p in tmp_path.iterdir()] == ["talk.json"]
+    assert json.loads(file.read_text())["messages"] == talk.messages
+    other = Conversation(model)
+    other.load(file)
+    assert other.messages == talk.messages and other.used == talk.used
+    assert said(other, "And?") == "dos" and len(talk.messages) == 3
+    with pytest.raises(mirada.WorkFailed, match="nowhere/x.json cannot be written"):
+        talk.save(tmp_path / "nowhere" / "x.json")
+
+
+def test_a_torn_write_leaves_the_older_file(tmp_path, monkeypatch):
+    from mirada.weights import jsonfile
+    talk, file = Conversation(saying("one", "two")), tmp_path / "talk.json"
+    said(talk, "First")
+    talk.save(file)
+    before = file.read_bytes()
+
+    def torn(path, value):
+        path.write_text("{")
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr(jsonfile, "write", torn)
+    said(talk, "Second")
+    with pytest.raises(mirada.WorkFailed, match="No space"):
+        talk.save(file)
+    assert file.read_bytes() == before and len(list(tmp_path.iterdir())) == 1
+
+
+@pytest.mark.parametrize("text, field", [
+    ("[1]", "messages"), ('{"messages": {}}', "messages"), ("{", "talk.json"),
+    ('{"messages": ["a"]}', r"messages\[0\]"),
+    ('{"messages": [{"role": "user", "content": 1}]}', r"messages\[0\]"),
+    ('{"messages": [{"role": "user", "content": "a"}]}', "turns"),
+    ('{"messages": [{"role": "tool", "content": "a"}, {"role": "user", "content": "a"}]}',
+     "turns")])
+def test_a_file_that_is_no_conversation(tmp_path, text, field):
+    (tmp_path / "talk.json").write_text(text)
+    talk = Conversation(saying("one", "two"))
+    said(talk, "First")
+    with pytest.raises(UntrustedInputError, match=field):
+        talk.load(tmp_path / "talk.json")
+    assert len(talk.messages) == 2 and said(talk, "Second") == "two"
+
+
+# In the terminal
+
+
+def typed(monkeypatch, capsys, model, *lines, **options):
+    """What `mirada chat` shows when these lines are typed: (out, err)."""
+    lines = iter(lines)
+
+    def asked(prompt):
+        print(prompt, end="")
+        try:
+            return next(lines)
+        except StopIteration:
+            raise EOFError from None
+
+    monkeypatch.setattr("builtins.input", asked)
+    run.talk(model, **options)
+    return capsys.readouterr()
+
+
+@pytest.mark.scope("1.6.5", "1.14.9")
+def test_what_can_be_typed(monkeypatch, capsys, tmp_path):
+    file = str(tmp_path / "talk.json")
+    shown = typed(
+        monkeypatch, capsys, saying("one", "two", "three", "four"), "/undo", "/system Be kind.",
+        "First", "/retry", f"/save {file}", "/undo", "Second", "/reset", f"/load {file}", "Third",
+        "/sing", "/load nowhere.json", "/save", "", "/exit", "never read")
+    told = json.loads((tmp_path / "talk.json").read_text())["messages"]
+    assert [m["content"] for m in told] == ["Be kind.", "First", "two"]
+    for words in ("nothing to take back", "system message is set", "3 messages saved",
+                  "taken back: First", "3 messages loaded", "/sing is no command",
+                  "nowhere.json: file: there is no such file", "/save is no command"):
+        assert words in shown.err, words
+    assert shown.err.count("tokens/s") == 4 and "three" in shown.out and "four" in shown.out
+
+
+@pytest.mark.scope("1.6.5", "1.14.9")
+def test_the_budget_is_shown_and_what_is_forgotten_said(monkeypatch, capsys):
+    shown = typed(monkeypatch, capsys, saying("a" * 10, "b" * 10, "c" * 10), "1" * 8, "2" * 8,
+                  "3" * 8, system="Sys", context=64, max_new_tokens=16)
+    assert [f"[{n}/64 tokens] >" in shown.out for n in (0, 27, 49)] == [True] * 3
+    for left in (37, 15):
+        assert f"; {left} tokens of the context are left]" in shown.err
+    assert 'forgets the oldest 1 turn, from "11111111" on' in shown.err
+
+
+@pytest.mark.scope("1.14.9")
+def test_an_interrupt_stops_the_answer_and_keeps_the_chat(monkeypatch, capsys):
+    model, passes = saying("a long answer"), []
+
+    def interrupt(*_):
+        passes.append(1)
+        if len(passes) == 5:
+            raise KeyboardInterrupt
+
+    model.body.blocks[0].register_forward_pre_hook(interrupt)
+    shown = typed(monkeypatch, capsys, model, "First", "Second", "/exit")
+    assert "> a lo\n" in shown.out and "> ng answer\n" in shown.out  # the model's script goes on
+
+
+def test_the_command_goes_on_with_a_file(monkeypatch, capsys, tmp_path):
+    model = saying("one", "two")
+    talk = Conversation(model)
+    said(talk, "First")
+    talk.save(tmp_path / "talk.json")
+    monkeypatch.setattr(chat_command, "load", lambda args: model)
+    lines = iter(["/undo", "/exit"])
+    monkeypatch.setattr("builtins.input", lambda prompt: (print(prompt), next(lines))[1])
+    assert cli.main(["chat", "any", "--resume", str(tmp_path / "talk.json"),
+                     "--context", "99"]) == 0
+    shown = capsys.readouterr()
+    assert f"[{talk.used}/99 tokens]" in shown.out and "taken back: First" in shown.err

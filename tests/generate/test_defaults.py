@@ -4,6 +4,7 @@ import json
 import shutil
 from pathlib import Path
 from tempfile import mkdtemp
+from types import SimpleNamespace
 
 import pytest
 import torch
@@ -27,6 +28,7 @@ FILES = [  # model, what its file says beside the ids
                   renormalize_logits=True)),
     (MARIAN, dict(num_beams=3, num_return_sequences=2, early_stopping="never", max_length=10,
                   length_penalty=0.6, suppress_tokens=[4, 60], begin_suppress_tokens=[7, 9])),
+    (MARIAN, dict(decoder_start_token_id=7, min_new_tokens=5)),
     (MARIAN, dict(decoder_start_token_id=7, min_new_tokens=5, eos_token_id=[0, 3, 12])),
     (PEGASUS, dict(num_beams=8, length_penalty=0.8, max_length=11, forced_eos_token_id=1)),
     (PEGASUS, dict(repetition_penalty=1.4, max_length=11, do_sample=False, top_k=3)),
@@ -36,8 +38,7 @@ FILES = [  # model, what its file says beside the ids
     (GPT2, dict(do_sample=True, temperature=0.6, top_p=0.9)),
     (GPT2, dict(do_sample=True, top_k=0, temperature=2.0)),
     (GPT2, dict(do_sample=True, top_k=4))]
-# What config.json never held.
-NEWER = {"max_new_tokens", "min_new_tokens", "renormalize_logits", "unheard_of"}
+NEWER = {"unheard_of", "eos_token_id"}  # what config.json cannot hold: here an end is one id
 CASES = [(*case, older) for case in FILES for older in (False, True)
          if not (older and NEWER & set(case[1]))]
 
@@ -97,9 +98,10 @@ def test_sampling_is_the_files_word_and_the_callers_over_it():
     greedy = model.generate([[5, 6, 7]], do_sample=False)
     assert torch.equal(greedy, model.generate([[5, 6, 7]], temperature=0))
     assert len({tuple(model.generate([[5, 6, 7]], seed=n)[0].tolist()) for n in range(9)}) > 3
-    with pytest.raises(mirada.MiradaError, match="do_sample=False overrules"):
-        model.generate([[5, 6, 7]], num_beams=2)
-    assert len(model.generate([[5, 6, 7]], num_beams=2, do_sample=False)) == 1
+    drawn = [model.generate([[5, 6, 7]], num_beams=2, seed=n) for n in range(9)]
+    assert len({tuple(ids[0].tolist()) for ids in drawn}) > 3
+    best = [model.generate([[5, 6, 7]], num_beams=2, do_sample=False, seed=n) for n in range(3)]
+    assert torch.equal(best[0], best[1]) and torch.equal(best[1], best[2])
 
 
 def test_one_file_speaks_and_ids_fall_back():
@@ -163,3 +165,18 @@ def test_a_broken_file_is_refused(data):
     (where / "generation_config.json").write_bytes(data)
     with pytest.raises(mirada.UntrustedInputError, match=r"generation_config\.json"):
         mirada.load(where)
+
+
+def test_the_tokenizers_end_counts_only_where_the_file_names_none():
+    """As in the reference, which stops at the file's ids alone; a file may lack them."""
+    both = opened(GPT2, {"max_new_tokens": 6, "eos_token_id": None})
+    prompt = torch.tensor([[5, 6]])
+    free = both.ours.generate(prompt)[0, 2:].tolist()
+    both.ours.tokenizer = SimpleNamespace(eos_ids={free[0]}, pad_id=0)
+    assert both.ours.generate(prompt)[0, 2:].tolist() == free[:1]
+    named = opened(GPT2, {"max_new_tokens": 6, "eos_token_id": [free[2]]})
+    named.ours.tokenizer = both.ours.tokenizer
+    with wide():
+        theirs = named.theirs.generate(prompt)
+    assert torch.equal(named.ours.generate(prompt), theirs)
+    assert theirs[0, 2:].tolist() == free[: free.index(free[2]) + 1] and free[0] != free[2]

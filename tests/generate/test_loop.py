@@ -249,7 +249,6 @@ WRONG = {
     "context is 300; this model's own is 256": {"context": 300},
     "stop needs a tokenizer": {"stop": "x"},
     "stop is ['']": {"stop": [""]},
-    "beam search does not sample": {"num_beams": 2, "top_p": 0.5},
     "num_return_sequences is 3, and this search has 2": {
         "num_beams": 2, "num_return_sequences": 3},
     "num_return_sequences is 2, and this search has 1": {"num_return_sequences": 2},

@@ -1,19 +1,29 @@
 """Text: characters and stop strings are never shown in part; the context as a window."""
 
+import json
+
 import pytest
+import tokenizers
+import torch
+import transformers
 from hypothesis import assume, given
 from hypothesis import strategies as st
+from tokenizers import decoders
 
 import mirada
 from generate.words import saying, speaker
-from mirada.generate import stop
+from mirada.generate import run, stop
 from mirada.generate.chat import Conversation
-from mirada.generate.text import prompt_ids, text, text_stream
+from mirada.generate.text import behind, prompt_ids, text, text_stream
 from mirada.generate.window import count, fit
+from mirada.text import readers
+from mirada.text.tokenizer import Tokenizer
+from tasks import tiny
 
 SAID = "Olé, señor 😀! The end.\n\nUser: more"
 
 
+@pytest.mark.scope("1.14.5")
 def test_the_pieces_are_the_text():
     model = saying(SAID)
     answer = text_stream(model, [65, 66, 67])
@@ -24,6 +34,77 @@ def test_the_pieces_are_the_text():
     assert answer.ids == [*model.tokenizer.encode(SAID).ids, 259]
     assert answer.new_tokens == len(answer.ids) == len(SAID.encode()) + 1
     assert answer.seconds > 0
+
+
+@pytest.fixture(scope="module")
+def letters(tmp_path_factory):
+    """The reference, its tokenizer, and ours, from one folder."""
+    folder = tiny.gpt2(tmp_path_factory.mktemp("text") / "gpt2")
+    return (transformers.GPT2LMHeadModel.from_pretrained(folder).eval(),
+            transformers.AutoTokenizer.from_pretrained(folder), mirada.load(folder))
+
+
+@pytest.mark.scope("1.14.5")
+@pytest.mark.parametrize("options", [{}, {"repetition_penalty": 1.3}], ids=str)
+def test_what_is_streamed_is_what_the_reference_writes(letters, options):
+    """Each piece comes while later ones are not yet written."""
+    theirs, tokenizer, ours = letters
+    prompt = "the cat sat on"
+    ids = tokenizer(prompt, return_tensors="pt")["input_ids"]
+    with torch.no_grad():
+        wanted = theirs.generate(ids, max_new_tokens=20, do_sample=False, pad_token_id=0,
+                                 **options)[0, ids.shape[1] :]
+    answer, written = text_stream(ours, ids[0].tolist(), max_new_tokens=20, **options), []
+    pieces = [(piece, written.append(len(answer.ids)))[0] for piece in answer]
+    assert answer.ids == wanted.tolist()
+    assert "".join(pieces) == tokenizer.decode(wanted, skip_special_tokens=True)
+    assert written == sorted(written) and written[0] < 3 and len(set(written)) > 10
+    assert text(ours, prompt, max_new_tokens=20, **options) == "".join(pieces)
+
+
+@pytest.mark.scope("1.14.5")
+def test_the_command_streams(letters, monkeypatch, capsys):
+    """What stands on the screen when a token is written is all that was written before it."""
+    shown = []
+    hook = letters[2].head.register_forward_hook(
+        lambda *_: shown.append(capsys.readouterr().out))
+    run.run(letters[2], "the cat", raw=True, max_new_tokens=12)
+    hook.remove()
+    whole = "".join(shown) + capsys.readouterr().out
+    assert whole == text(letters[2], "the cat", max_new_tokens=12) + "\n"
+    assert shown[0] == "" and sum(map(bool, shown)) > 5
+
+
+@pytest.fixture(scope="module")
+def pieces_tokenizer():
+    """Of words that carry the space before them, as sentencepiece's, with a decoder that drops the
+    first."""
+    words = ["<s>", "▁the", "▁cat", "s", "▁sat", "▁"]
+    library = tokenizers.Tokenizer(tokenizers.models.BPE(
+        {word: i for i, word in enumerate(words)}, []))
+    library.decoder = decoders.Sequence([decoders.Replace("▁", " "), decoders.Fuse(),
+                                         decoders.Strip(" ", 1)])
+    library.add_special_tokens(["<s>"])
+    return Tokenizer(json.loads(library.to_str()), readers.Settings("pieces"))
+
+
+@pytest.mark.parametrize("prompt, said, goes_on, answer", [
+    ([1, 2], [4, 1], True, " sat the"), ([1, 2], [3, 4], True, "s sat"),
+    ([1, 2], [4, 1], False, "sat the"), ([0], [4, 1], True, "sat the"),
+    ([1, 0], [4], True, " sat"), ([1], [5, 3], True, " s")])
+def test_a_space_that_goes_on_is_kept(pieces_tokenizer, prompt, said, goes_on, answer):
+    model, script = mirada.build("gpt2", size="tiny", vocab=6), list(said)
+    model.tokenizer = pieces_tokenizer
+
+    def say(module, given, out):
+        logits = torch.full_like(out["logits"], -9.0)
+        logits[:, -1, script.pop(0)] = 9.0
+        return {"logits": logits}
+
+    model.head.register_forward_hook(say)
+    found = text_stream(model, prompt, goes_on=goes_on, max_new_tokens=len(said), eos_token_id=())
+    assert "".join(found) == found.text == answer
+    assert behind(pieces_tokenizer, prompt if goes_on else [], said) == answer
 
 
 @pytest.mark.parametrize("stops, before", [

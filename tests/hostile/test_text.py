@@ -19,7 +19,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from mirada.errors import MiradaError, UntrustedInputError
-from mirada.text import Tokenizer, chat, guard, readers, spm
+from mirada.text import Tokenizer, chat, guard, pieces, readers, spm
 from text import vocabularies as v
 
 SECONDS = 4.0  # of processor time, as the machine may be doing other things too
@@ -459,7 +459,7 @@ def test_60_mutated_models():
                 draw.randrange(256)
             )
         try:
-            Tokenizer(readers.pieces(spm.parse(bytes(data), "m"), "m")).encode("the cat é")
+            Tokenizer(pieces.pieces(spm.parse(bytes(data), "m"), "m")).encode("the cat é")
         except UntrustedInputError:
             refused += 1
     assert 0 < refused < 150
@@ -474,7 +474,7 @@ def tokenizer(request, real):
         return Tokenizer.from_folder(real("minilm"))
     if request.param == "bytes":
         return Tokenizer(v.chat_spec())
-    return Tokenizer(readers.pieces(spm.parse(v.llama_model(), "m"), "m"))
+    return Tokenizer(pieces.pieces(spm.parse(v.llama_model(), "m"), "m"))
 
 
 def seconds(tokenizer: Tokenizer, text: str) -> float:

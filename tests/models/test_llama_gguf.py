@@ -79,8 +79,10 @@ def test_same_as_the_references_reader(kind, tmp_path):
         theirs = tiny_gguf.read_reference(path).double()
     assert worst(ours.double(), theirs) < 1e-10
     for layer, block in zip(theirs.model.layers, ours.body.blocks, strict=True):
-        assert torch.equal(block.attn.f.q.weight, layer.self_attn.q_proj.weight)
-        assert torch.equal(block.attn.f.k.weight, layer.self_attn.k_proj.weight)
+        q, k = (m.weight if kind is None else m.expand(torch.float64)
+                for m in (block.attn.f.q, block.attn.f.k))
+        assert torch.equal(q, layer.self_attn.q_proj.weight)
+        assert torch.equal(k, layer.self_attn.k_proj.weight)
 
 
 def test_factors_of_rotation_are_used(tmp_path):

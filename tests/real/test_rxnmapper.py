@@ -20,25 +20,32 @@ def model(real):
 
 
 @pytest.fixture(scope="module")
-def vocab(real) -> dict[str, int]:
-    lines = (real("rxnmapper") / "vocab.txt").read_text().splitlines()
-    return {token: n for n, token in enumerate(lines)}
-
-
-@pytest.fixture(scope="module")
-def ids(vocab) -> torch.Tensor:
+def ids(model) -> torch.Tensor:
     """The reaction's 21 tokens between [CLS] and [SEP], (1, 23)."""
+    return model.tokenizer(REACTION)["input_ids"]
+
+
+def test_its_tokens_are_atoms_and_bonds(model, ids, real):
+    """The ids of the lines of vocab.txt, cut by a rule written here; and the reaction again."""
+    vocab = (real("rxnmapper") / "vocab.txt").read_text().splitlines()
     atoms = ATOMS.findall(REACTION)
     assert "".join(atoms) == REACTION
-    return torch.tensor([[vocab[t] for t in ("[CLS]", *atoms, "[SEP]")]])
+    assert ids[0].tolist() == [vocab.index(t) for t in ("[CLS]", *atoms, "[SEP]")]
+    t = model.tokenizer
+    assert t.decode(ids[0]) == REACTION and t.size == 591 and t.mask_id == 14
+    known = [token for token in vocab[15:] if ATOMS.fullmatch(token)]
+    assert len(known) == 576 and t.encode("".join(known), special=False).tokens == known
+    assert t.encode(REACTION).offsets[9:12] == [(8, 9), (9, 10), (10, 11)]
+    assert t.encode("C[MASK]O.X", special=False).ids == [
+        vocab.index(token) for token in ("C", "[MASK]", "O", ".", "[UNK]")]
 
 
 @pytest.mark.scope("1.5.3")
-def test_hidden_tokens_are_found(model, vocab, ids):
+def test_hidden_tokens_are_found(model, ids):
     inner = ids.shape[1] - 2
     batch = ids.repeat(inner, 1)  # one row a hidden token
     at = torch.arange(inner)
-    batch[at, at + 1] = vocab["[MASK]"]
+    batch[at, at + 1] = model.tokenizer.mask_id
     with torch.inference_mode():
         found = model(batch).logits[at, at + 1].argmax(-1)
     assert inner == 21 and int((found == ids[0, 1:-1]).sum()) == 15

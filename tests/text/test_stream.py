@@ -24,10 +24,10 @@ def decoders(real) -> dict:
         return Tokenizer.from_folder(real(name))
 
     def pieces(kind):
-        from mirada.text import readers, spm
+        from mirada.text import pieces, spm
 
         data = v.llama_model() if kind == "llama" else v.t5_model()
-        return Tokenizer(readers.pieces(spm.parse(data, kind), kind, metaspace=kind == "t5"))
+        return Tokenizer(pieces.pieces(spm.parse(data, kind), kind, metaspace=kind == "t5"))
 
     bare = {"model": {"type": "WordLevel", "vocab": {"a": 0, "b": 1}, "unk_token": "a"}}
     ctc = {"type": "CTC", "pad_token": "<pad>", "word_delimiter_token": "|", "cleanup": True}
@@ -77,9 +77,9 @@ def test_characters_come_whole_and_at_once():
 
 
 def test_leading_space_of_pieces():
-    from mirada.text import readers, spm
+    from mirada.text import pieces, spm
 
-    ours = Tokenizer(readers.pieces(spm.parse(v.llama_model(), "llama"), "llama"))
+    ours = Tokenizer(pieces.pieces(spm.parse(v.llama_model(), "llama"), "llama"))
     stream = ours.stream()
     ids = ours.encode("hello cat", special=False).ids
     assert "".join(stream.push(i) for i in ids) == "hello cat"

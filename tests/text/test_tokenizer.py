@@ -8,7 +8,7 @@ import tokenizers
 import torch
 
 from mirada.errors import MiradaError, UntrustedInputError
-from mirada.text import Tokenizer, readers, spm
+from mirada.text import Tokenizer, readers, spec, spm
 from text import vocabularies as v
 
 transformers = pytest.importorskip("transformers")
@@ -196,7 +196,7 @@ def test_gguf_splits(pre):
     assert [text[a:b] for a, b in spans] == PUBLISHED[pre]
 
 
-@pytest.mark.parametrize("pre", readers.PRE)
+@pytest.mark.parametrize("pre", spec.PRE)
 def test_every_split_keeps_every_byte(pre):
     vocab = json.loads(v.byte_level()["vocab.json"])
     ours = Tokenizer(readers.byte_level(vocab, v.byte_level()["merges.txt"].split("\n")[1:], pre))

@@ -126,3 +126,35 @@ def chat_spec() -> dict:
             "type": "ByteLevel", "add_prefix_space": False, "trim_offsets": True, "use_regex": True
         },
     }
+
+
+SCRIPTS = {  # what a corpus mixes; each draw takes from one of these
+    "Spanish": "¿Qué ¡Ay! corazón niño cigüeña año Ñandú camión público averigüéis él EÑE".split(),
+    "English": "the quick brown fox doesn't jump over lazy dogs' HTTPServer snake_case".split(),
+    "decomposed": ["nin\u0303o", "corazo\u0301n", "u\u0308", "o\u0302\u0323", "Z\u0351\u0343"],
+    "emoji": ["🙂", "👩‍👩‍👧‍👦", "👍🏽", "🏳️‍🌈", "🇪🇸", "❤️", "👨🏿‍🚀", "1️⃣", "🫠", "🧑‍⚕️"],
+    "Chinese, Japanese, Korean": "日本語 東京 漢字かな カタカナ ｶﾅ 한국어 中文。 𠮷".split(),
+    "right to left": ["שָׁלוֹם", "עולם", "مرحبا", "بِسْمِ", "فارسی", "\u200fאב\u200e", "ﷺ", "١٢٣"],
+    "others": ["привет", "ελληνικά", "नमस्ते", "กขค", "ភាសា", "ⴰⵎⴰ", "İi", "ǅ", "ſ", "ß", "𝔘𝕟", "Ⅷ"],
+    "control": [chr(c) for c in (0, 1, 7, 8, 11, 12, 27, 31, 127, 128, 133, 159, 0xAD, 0x200B,
+                                 0x200D, 0x2060, 0xFEFF, 0xFFFD, 0xFFFE, 0xE000, 0x10FFFF)],
+    "white space": [" ", "  ", "\t", "\n", "\r\n", "\n\n", "\u00a0", "\u3000", "\u2028", "\u2009"],
+    "signs": ["1234567", "3.14", "1,000", "½", "²", "$%&", "<|x|>", "``", "''", "...", "…", "—",
+              "a@b.es", "[MASK]", "</s>", "<0x41>", "▁", "##s", "Ġ", "x=[1]", "\\n", "-->"],
+}
+
+
+@functools.cache
+def corpus(count: int = 10_000) -> tuple[str, ...]:
+    """Strings of every script, mixed, with runs of one character and any code point at all."""
+    draw = random.Random(3)
+    kinds = list(SCRIPTS.values())
+
+    def part() -> str:
+        if draw.random() < 0.02:
+            return draw.choice(draw.choice(kinds))[0] * draw.randint(20, 300)
+        if draw.random() < 0.03:
+            return chr(draw.choice((draw.randrange(0xD800), draw.randrange(0xE000, 0x110000))))
+        return draw.choice(draw.choice(kinds)) + draw.choice(("", " ", " ", "\u0301"))
+
+    return tuple("".join(part() for _ in range(draw.randint(2, 13))) for _ in range(count))

@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import json
+import sys
 
 DTYPES = ("float32", "float16", "bfloat16", "float64")
 
 
-def model_argument(parser) -> None:
-    """MODEL, and how its files are read."""
-    parser.add_argument("model", metavar="MODEL")
+def model_argument(parser, name: str = "model", **more) -> None:
+    """MODEL, and how its files are read; "--model" with a default= where it may be left out."""
+    parser.add_argument(name, metavar="MODEL", **more)
     parser.add_argument("--dtype", choices=DTYPES, help="convert the weights")
     parser.add_argument("--ignore", action="append", default=[], metavar="NAME",
                         help="a config key or tensor to leave unread (again for more)")
@@ -23,6 +24,18 @@ def load(args):
     from mirada import registry
     dtype = getattr(torch, args.dtype) if args.dtype else None
     return registry.load(args.model, dtype=dtype, ignore=tuple(args.ignore), hub=args.hub)
+
+
+def drawn(args, look, *kinds: str):
+    """What look() finds, drawn where --out says, and that said on stderr. A file that cannot be,
+    or whose ending is no picture's and none of kinds, is refused before the work."""
+    from mirada.look import draw
+    if args.out:
+        draw.place(args.out, (*draw.PICTURES, *kinds))
+    result = look()
+    if args.out:
+        print(result.save(args.out), file=sys.stderr)
+    return result
 
 
 def show(args, result) -> None:

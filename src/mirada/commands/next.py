@@ -11,10 +11,12 @@ def fill(parser) -> None:
     parser.add_argument("-k", type=int, default=10, metavar="N", help="how many tokens")
     parser.add_argument("--steps", type=int, metavar="N",
                         help="write N tokens, and show how each becomes input")
+    parser.add_argument("--context", type=int, metavar="N",
+                        help="only the last N tokens count, and what is forgotten is said")
 
 
 def run(args) -> None:
     from mirada.generate import next as ahead
     if args.steps is not None:
-        return ahead.trace(load(args), args.text, args.steps, args.k, args.json)
-    ahead.show(load(args), args.text, args.k, args.json)
+        return ahead.trace(load(args), args.text, args.steps, args.k, args.json, args.context)
+    ahead.show(load(args), args.text, args.k, args.json, args.context)

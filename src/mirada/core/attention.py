@@ -92,7 +92,7 @@ class CrossAttention(Attention):
 
     def look(self, x: Tensor, ctx: Ctx, cache) -> tuple[Tensor, KV, Mask]:
         q, mask = split(self.q(x), self.heads), ctx.memory_mask & self.mask
-        if cache is not None and cache.size:
+        if cache is not None and cache.held:
             q, _ = self.qk_norm(q, cache.k)  # the cached keys were normed when they entered
             return q, KV(cache.k, cache.v), mask
         k, v = split(self.k(ctx.memory), self.kv_heads), split(self.v(ctx.memory), self.kv_heads)

@@ -37,25 +37,34 @@ class KV:
         return self.k if self.new is None else self.new
 
 
-class Growing:
-    """Holds every key so far; each update returns new, longer tensors."""
+class Held:
+    """The keys and values of a layer's rows; None before the first came."""
 
-    def __init__(self):
-        self.k: Tensor | None = None
-        self.v: Tensor | None = None
+    k: Tensor | None = None
+    v: Tensor | None = None
 
     @property
-    def size(self) -> int:
+    def held(self) -> int:
+        """Places along the key axis."""
         return 0 if self.k is None else self.k.shape[2]
+
+    def reorder(self, index: Tensor) -> None:
+        """Row b becomes what row index[b] was; index may be longer than the batch (beams)."""
+        if self.k is not None:
+            self.k, self.v = self.k[index], self.v[index]
+
+
+class Growing(Held):
+    """Holds every key so far; each update returns new, longer tensors."""
 
     @property
     def length(self) -> Tensor:
         """(B,) keys held by each row."""
         rows = 0 if self.k is None else self.k.shape[0]
-        return torch.full((rows,), self.size)
+        return torch.full((rows,), self.held)
 
     def mask(self, mask: Mask, T: int) -> Mask:
-        return replace(mask, start=self.size)
+        return replace(mask, start=self.held)
 
     def update(self, k: Tensor, v: Tensor) -> KV:
         if self.k is None:
@@ -67,27 +76,14 @@ class Growing:
     def crop(self, lengths: Tensor | int) -> None:
         """Forget all but the first `lengths` keys, the same number in each row."""
         n = _equal(lengths)
-        if not 0 <= n <= self.size:
-            raise MiradaError(f"cannot crop to {n} keys: the cache holds {self.size}")
+        if not 0 <= n <= self.held:
+            raise MiradaError(f"cannot crop to {n} keys: the cache holds {self.held}")
         if self.k is not None:
             self.k, self.v = self.k[:, :, :n], self.v[:, :, :n]
 
-    def reorder(self, index: Tensor) -> None:
-        """Row b becomes what row index[b] was; index may be longer than the batch (beams)."""
-        if self.k is not None:
-            self.k, self.v = self.k[index], self.v[index]
 
-
-class Fixed:
+class Fixed(Held):
     """Cross-attention's: filled once a source, then only read; all of it stays visible."""
-
-    def __init__(self):
-        self.k: Tensor | None = None
-        self.v: Tensor | None = None
-
-    @property
-    def size(self) -> int:
-        return 0 if self.k is None else self.k.shape[2]
 
     def fill(self, k: Tensor, v: Tensor) -> KV:
         self.k, self.v = k, v
@@ -96,13 +92,8 @@ class Fixed:
     def crop(self, lengths: Tensor | int) -> None:
         """The source does not shrink when the answer does."""
 
-    def reorder(self, index: Tensor) -> None:
-        """Row b becomes what row index[b] was."""
-        if self.k is not None:
-            self.k, self.v = self.k[index], self.v[index]
 
-
-class Static:
+class Static(Held):
     """A buffer of fixed size, written in place; rows may hold different lengths.
 
     size: most keys a row can hold. Nothing is allocated after the first update.
@@ -110,8 +101,6 @@ class Static:
 
     def __init__(self, size: int):
         self.size, self.length = size, torch.zeros(0, dtype=torch.long)
-        self.k: Tensor | None = None
-        self.v: Tensor | None = None
 
     def mask(self, mask: Mask, T: int) -> Mask:
         slots = torch.arange(self.size)
@@ -149,13 +138,12 @@ class Static:
         self.length = lengths.clone()
 
     def reorder(self, index: Tensor) -> None:
-        """Row b becomes what row index[b] was."""
+        super().reorder(index)
         if self.k is not None:
-            self.k, self.v = self.k[index], self.v[index]
             self.length = self.length[index.cpu()]
 
 
-class Rolling:
+class Rolling(Held):
     """Keeps the last `window - 1` keys and a margin, for sliding-window layers: O(window) memory.
 
     margin: how many of the newest tokens `crop` can take back.
@@ -163,13 +151,7 @@ class Rolling:
 
     def __init__(self, window: int, margin: int = 0):
         self.keep, self.margin = window - 1 + margin, margin
-        self.k: Tensor | None = None
-        self.v: Tensor | None = None
         self.seen = 0  # keys ever written; the buffer holds the last of them
-
-    @property
-    def held(self) -> int:
-        return 0 if self.k is None else self.k.shape[2]
 
     @property
     def length(self) -> Tensor:
@@ -202,11 +184,6 @@ class Rolling:
                              f"{self.margin} has dropped what lies before")
         if back:
             self.k, self.v, self.seen = self.k[:, :, :-back], self.v[:, :, :-back], n
-
-    def reorder(self, index: Tensor) -> None:
-        """Row b becomes what row index[b] was."""
-        if self.k is not None:
-            self.k, self.v = self.k[index], self.v[index]
 
 
 def _equal(lengths: Tensor | int) -> int:

@@ -50,7 +50,8 @@ class Learned(nn.Embedding):
         if positions.device.type == "cpu" and int(positions.max()) >= self.context:
             raise MiradaError(
                 f"position {int(positions.max())} is past this model's context of {self.context} "
-                "tokens (its positions are learned); shorten the input")
+                "tokens (its positions are learned): shorten the input, or give it more with "
+                "mirada.edit.resize_positions")
         return super().forward(positions + self.offset)
 
 

@@ -1,0 +1,17 @@
+"""Edits: model -> model. The model given stays as it was, and shares its untouched tensors."""
+
+import importlib
+
+_HOMES = {  # public name -> the file that holds it; nothing is imported until it is used
+    "quantize": "small",
+    "attention_pattern": "masks", "pattern": "masks",
+    "resize_positions": "positions", "without_positions": "positions",
+    "without_residual": "residual",
+}
+__all__ = sorted(_HOMES)
+
+
+def __getattr__(name: str):
+    if name not in _HOMES:
+        raise AttributeError(f"mirada.edit has no {name!r}")
+    return getattr(importlib.import_module(f"mirada.edit.{_HOMES[name]}"), name)

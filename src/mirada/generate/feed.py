@@ -6,11 +6,13 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from mirada.edit import lower
 from mirada.errors import MiradaError
 from mirada.model import Caches, Model
 
 from .defaults import token_id
 from .options import Options, whole
+from .rows import Rows
 
 
 class Feed:
@@ -31,13 +33,18 @@ class Feed:
         self.options = options = options.sized(self.start.shape[1])
         self.room = _room(model, self.prompt, self.start, options)
         self.cache, self.fed = self._cache(), 0
-        if isinstance(options.cache, Caches):
+        if self.cache is options.cache:
             self.fed = _held(options.cache, self.start)
 
-    def _cache(self) -> Caches:
-        if isinstance(self.options.cache, Caches):
-            return self.options.cache
-        o = self.options
+    def _cache(self) -> Caches | Rows:
+        """The cache that was given, or a new one: the native runtime's own where that can run."""
+        o, native = self.options, lower.ready(self.model)
+        if isinstance(o.cache, Caches) or (isinstance(o.cache, Rows) and native is not None):
+            return o.cache
+        if isinstance(o.cache, Rows):  # somebody listens to the modules now: read all again
+            return self.model.new_cache()
+        if o.cache == "growing" and native is not None:
+            return Rows(native)
         ahead = o.num_assistant_tokens if o.assistant_model else o.prompt_lookup_num_tokens
         return self.model.new_cache(o.cache, size=self.start.shape[1] + self.room, margin=ahead)
 
@@ -65,6 +72,8 @@ class Feed:
 
     def scores(self, tokens: Tensor, keep: int) -> Tensor:
         """Take in tokens (B, T); scores (B, keep, V) of what comes after each of the last."""
+        if isinstance(self.cache, Rows):
+            return self._native(tokens, keep)
         if self.model.encoder_decoder:
             given = {"decoder_input_ids": tokens, "encoder_outputs": self.memory}
         else:
@@ -74,9 +83,20 @@ class Feed:
         self.fed += tokens.shape[1]
         return out.logits[:, -keep:].to(torch.promote_types(out.logits.dtype, torch.float32))
 
+    def _native(self, tokens: Tensor, keep: int) -> Tensor:
+        """The runtime's rows know no pads."""
+        self.model._check_ids(tokens, self.model.config.vocab)
+        first, self.fed = self.fed, self.fed + tokens.shape[1]
+        self._widen(self.fed)
+        if self.mask is None:
+            return self.cache(tokens.tolist(), keep)
+        real = self.mask[:, first : self.fed].bool()
+        return self.cache([row[r].tolist() for row, r in zip(tokens, real, strict=True)], keep)
+
     def crop(self, length: int) -> None:
         """Take back all but the first `length` tokens."""
-        self.cache.crop(length)
+        padded = isinstance(self.cache, Rows) and self.mask is not None
+        self.cache.crop(self.mask[:, :length].sum(1).tolist() if padded else length)
         self.fed = length
         if self.mask is not None and not self.model.encoder_decoder:
             self.mask = self.mask[:, :length]

@@ -8,6 +8,7 @@ import numbers
 from collections.abc import Callable
 from dataclasses import dataclass, fields, replace
 
+import torch
 from torch import Tensor
 
 from mirada.errors import MiradaError, UntrustedInputError
@@ -30,8 +31,8 @@ class Options:
     temperature 0 is always greedy. num_return_sequences: answers a prompt. eos_token_id: an id or
     several, () for none; None: generation_config.json's, else the config's and the tokenizer's.
     pad_token_id: what fills finished rows. stop: a text or several; the token that completes one
-    is the last. seed: for sampling, which leaves torch's own generator alone; None: new numbers
-    each time. cache: "growing", "static", "rolling", or Caches that hold the prompt's beginning
+    is the last. seed: for sampling, which leaves torch's own generator alone, or a torch.Generator to
+    draw from; None: new numbers each time. cache: "growing", "static", "rolling", or Caches that hold the prompt's beginning
     already. context: most tokens in all, the model's own when None. encoder_outputs (B, S, D): the
     memory, when it is known. decoder_start_token_id: the first id of an encoder-decoder's answer.
     forced_bos_token_id: what stands behind that id (or behind a prompt of one token).
@@ -61,7 +62,7 @@ class Options:
     eos_token_id: tuple[int, ...] | None = None
     pad_token_id: int | None = None
     stop: tuple[str, ...] = ()
-    seed: int | None = None
+    seed: int | torch.Generator | None = None
     cache: str | Caches = "growing"
     context: int | None = None
     encoder_outputs: Tensor | None = None
@@ -157,13 +158,6 @@ class Options:
 
     def _agree(self) -> None:
         """Options that are right alone and wrong together."""
-        if self.num_beams > 1 and self.do_sample:
-            raise MiradaError("beam search does not sample: leave out temperature, top_k, top_p, "
-                              "min_p and do_sample, or set num_beams=1 (the model's own files may "
-                              "ask for either; do_sample=False overrules them)")
-        if self.num_beams > 1 and self.stop:
-            raise MiradaError("beam search ends at end tokens, not at stop strings: leave out "
-                              "stop, or set num_beams=1")
         if self.num_beams > 1 and (self.assistant_model or self.prompt_lookup_num_tokens):
             raise MiradaError("beams are not guessed ahead: leave out assistant_model and "
                               "prompt_lookup_num_tokens, or set num_beams=1")
@@ -210,7 +204,8 @@ RULES = {  # option -> what it must be, and the test
     "length_penalty": ("a number", real(lambda x: True)),
     "early_stopping": ('True, False or "never"', lambda x: isinstance(x, bool) or x == "never"),
     "pad_token_id": ("a token id, 0 or more", whole(0)),
-    "seed": ("a whole number from 0 to 2**63 - 1", whole(0, 2**63)),
+    "seed": ("a whole number from 0 to 2**63 - 1, or a torch.Generator",
+             lambda s: isinstance(s, torch.Generator) or whole(0, 2**63)(s)),
     "context": ("a whole number of tokens, 2 or more", whole(2)),
     "decoder_start_token_id": ("a token id, 0 or more", whole(0)),
     **{name: ("a token id, 0 or more, or several", tokens) for name in IDS},

@@ -41,16 +41,21 @@ def process(scores: Tensor, ids: Tensor, options: Options, new: int,
 
 
 def warp(scores: Tensor, options: Options) -> Tensor:
-    """What sampling alone asks: chances made more or less even, and unlikely tokens left out."""
-    o = options
+    """What sampling alone asks: chances made more or less even, and unlikely tokens left out.
+
+    Beams keep enough tokens each that one goes on where others end, as in the reference.
+    """
+    o, keep = options, 1
+    if o.num_beams > 1:
+        keep = max(2, 1 + len(o.eos_token_id))
     if o.temperature is not None:
         scores = scores / o.temperature
     if o.top_k is not None:
-        scores = top_k(scores, o.top_k)
+        scores = top_k(scores, max(o.top_k, keep))
     if o.top_p is not None and o.top_p < 1:
-        scores = top_p(scores, o.top_p)
+        scores = top_p(scores, o.top_p, keep)
     if o.min_p is not None:
-        scores = min_p(scores, o.min_p)
+        scores = min_p(scores, o.min_p, keep)
     return scores
 
 
@@ -104,18 +109,20 @@ def top_k(scores: Tensor, k: int) -> Tensor:
     return scores.masked_fill(scores < least, -torch.inf)
 
 
-def top_p(scores: Tensor, p: float) -> Tensor:
-    """Keeps the fewest best tokens whose mass reaches p, at least one (nucleus, 1904.09751)."""
+def top_p(scores: Tensor, p: float, keep: int = 1) -> Tensor:
+    """Keeps the fewest best tokens whose mass reaches p, at least `keep` (nucleus, 1904.09751)."""
     ascending, order = scores.sort(-1)
     drop = ascending.softmax(-1).cumsum(-1) <= 1 - p
-    drop[..., -1] = False
+    drop[..., -keep:] = False
     return scores.masked_fill(drop.scatter(-1, order, drop), -torch.inf)
 
 
-def min_p(scores: Tensor, p: float) -> Tensor:
-    """Keeps tokens at least p times as likely as the likeliest (2407.01082)."""
+def min_p(scores: Tensor, p: float, keep: int = 1) -> Tensor:
+    """Keeps tokens p times as likely as the likeliest, or more (2407.01082); `keep` at least."""
     probs = scores.softmax(-1)
-    return scores.masked_fill(probs < p * probs.amax(-1, keepdim=True), -torch.inf)
+    drop = probs < p * probs.amax(-1, keepdim=True)
+    drop = drop.scatter(-1, scores.topk(min(keep, scores.shape[-1])).indices, False)
+    return scores.masked_fill(drop, -torch.inf)
 
 
 def choose(scores: Tensor, sample: bool, generator: torch.Generator) -> Tensor:
@@ -140,8 +147,10 @@ def check(scores: Tensor) -> None:
                          "its dtype is too narrow (try dtype=torch.float32)")
 
 
-def generator(seed: int | None, device) -> torch.Generator:
-    """A random generator of its own: torch's global one is neither read nor moved."""
+def generator(seed: int | torch.Generator | None, device) -> torch.Generator:
+    """A random generator of its own: torch's global one is neither read nor moved, unless given."""
+    if isinstance(seed, torch.Generator):
+        return seed
     own = torch.Generator(device=device)
     if seed is None:
         own.seed()

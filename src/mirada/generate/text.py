@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable, Generator, Iterator
+from itertools import islice
 
 from mirada.errors import MiradaError
 from mirada.model import Model
@@ -19,11 +20,13 @@ class TextStream:
 
     Final once the iteration ended: text; ids, the tokens written, an end token among them;
     new_tokens; seconds that they took, reading the prompt included; finish_reason: "eos", "stop",
-    "length" or "context" (see loop.Run), None where the iteration was left early.
+    "length" or "context" (see loop.Run), None where the iteration was left early. goes_on: what is
+    written goes on from the prompt's text, so that a space it begins with is kept.
     """
 
-    def __init__(self, model: Model, ids, **options):
+    def __init__(self, model: Model, ids, *, goes_on: bool = False, **options):
         self.tokenizer = needed(model)
+        self._lead = lead(self.tokenizer, ids) if goes_on else []
         real = [[1] * len(ids)]  # nothing here is padding, not even a pad id
         self.run = single(model, ids, real, {"max_new_tokens": LENGTH, **options})
         self.stops = self.run.options.stop
@@ -44,12 +47,15 @@ class TextStream:
         self._pieces.close()
 
     def _write(self) -> Generator[str, None, None]:
-        began, decoder, waiting = time.perf_counter(), self.tokenizer.stream(), ""
+        began, decoder = time.perf_counter(), self.tokenizer.stream()
+        waiting = "".join(map(decoder.push, self._lead))
+        told = len(self.tokenizer.decode(self._lead))  # characters of the prompt, not to be shown
         for token in map(int, self.run):
             self.ids.append(token)
             self.seconds += time.perf_counter() - began
             if self.run.reasons[0] != "eos":
                 waiting += decoder.push(token)
+            waiting, told = waiting[told:], max(0, told - len(waiting))
             if stop.cut(waiting, self.stops) is not None:
                 break
             ready = len(waiting) - stop.held(waiting, self.stops)
@@ -58,7 +64,7 @@ class TextStream:
                 self.text += piece
                 yield piece
             began = time.perf_counter()
-        waiting += decoder.end()
+        waiting = (waiting + decoder.end())[told:]
         before = stop.cut(waiting, self.stops)
         self.finish_reason = self.run.reasons[0] if before is None else "stop"
         last = waiting if before is None else before
@@ -81,7 +87,8 @@ def text(model: Model, prompt: str | list[dict], *, on_text: Callable[[str], Non
 
     on_text is called with each piece as soon as it is certain. options: see text_stream.
     """
-    answer = text_stream(model, prompt_ids(model, prompt), **options)
+    goes_on = isinstance(prompt, str) and not model.encoder_decoder
+    answer = text_stream(model, prompt_ids(model, prompt), goes_on=goes_on, **options)
     for piece in answer:
         if on_text is not None:
             on_text(piece)
@@ -95,6 +102,18 @@ def prompt_ids(model: Model, prompt: str | list[dict]) -> list[int]:
     if not ids and tokenizer.bos_id is not None:
         ids = [tokenizer.bos_id]
     return ids
+
+
+def lead(tokenizer, ids: list[int]) -> list[int]:
+    """The last token of a prompt that is text, behind which decoders leave spaces as they are."""
+    text = (int(i) for i in reversed(ids) if int(i) not in tokenizer.special_ids)
+    return list(islice(text, 1))
+
+
+def behind(tokenizer, given: list[int], ids: list[int]) -> str:
+    """The text of ids that go on from others; a space they begin with is kept."""
+    before = lead(tokenizer, given)
+    return tokenizer.decode(before + ids)[len(tokenizer.decode(before)) :]
 
 
 def needed(model: Model):

@@ -4,7 +4,9 @@ from __future__ import annotations
 
 from typing import NamedTuple
 
+from mirada.core.attention import Attention, CrossAttention
 from mirada.errors import MiradaError
+from mirada.model import Model
 
 POLICIES = ("error", "left", "middle")
 
@@ -40,6 +42,27 @@ def fit(ids, context: int | None, room: int, policy: str = "error") -> Fit:
     start = 0 if policy == "left" else keep // 2
     end = start + len(ids) - keep
     return Fit(ids[:start] + ids[end:], ids[start:end], start)
+
+
+def reach(model: Model) -> int | None:
+    """The last tokens that the next one can depend on, where each layer of the decoder looks
+    through a window: a token hears by the layer below what its window's oldest heard. None where
+    a layer looks at everything."""
+    decoder = model.decoder
+    attentions = [module for index in decoder.order for module in decoder.blocks[index].modules()
+                  if isinstance(module, Attention) and not isinstance(module, CrossAttention)]
+    windows = [a.mask.window if a.mask is not None else None for a in attentions]
+    return None if None in windows else 1 + sum(window - 1 for window in windows)
+
+
+def forgotten(model: Model, ids, context: int | None = None) -> Fit:
+    """What of a prompt the next token depends on, and what it cannot: the oldest tokens, which
+    fall out of a context of so many tokens or out of the reach of the model's own windows.
+
+    The next token's chances are those of any prompt with the same `ids`.
+    """
+    limits = [n for n in (context, reach(model)) if n is not None]
+    return fit(ids, min(limits, default=None), 0, "left")
 
 
 def count(tokenizer, text: str) -> tuple[int, int]:

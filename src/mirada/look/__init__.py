@@ -1,0 +1,16 @@
+"""Looking inside: what a model is, what it does with a text, and the guides' ideas measured."""
+
+import importlib
+
+_HOMES = {  # public name -> the file that holds it; nothing is imported until it is used
+    "steps": "product", "scaling": "product", "trace": "stages", "sees": "experiments",
+    "permute": "experiments", "gradients": "experiments", "neighbors": "embeddings",
+    "word_map": "embeddings", "senses": "embeddings", "plane": "embeddings",
+}
+__all__ = sorted(_HOMES)
+
+
+def __getattr__(name: str):
+    if name not in _HOMES:
+        raise AttributeError(f"mirada.look has no {name!r}")
+    return getattr(importlib.import_module(f"mirada.look.{_HOMES[name]}"), name)

@@ -12,9 +12,11 @@ from mirada.core.bias import ScoreBias
 from mirada.core.block import Block, ParallelBlock, Residual, Stack
 from mirada.core.embed import Patches, Tokens
 from mirada.core.heads import Classifier, Pooler
+from mirada.core.linear import KEPT, Quantized, QuantizedEmbedding
 from mirada.core.mlp import MLP, Activation
 from mirada.core.norm import LayerNorm, RMSNorm
 from mirada.core.position import Learned, Rotary, Sinusoid
+from mirada.kernels.blocks import row_elements
 
 EMPTY = (Absent, NoBias, NoGate, nn.Identity)
 SHARED = (Rotary, ScoreBias)  # one module for all layers of a stack: drawn where it is used
@@ -58,18 +60,31 @@ class Description:
 def describe(model) -> Description:
     """A Description of a model, or of "family:size" (built without memory) or a path."""
     model = resolve(model)
-    counted = list(model.named_parameters())
-    memory: Counter[str] = Counter()
-    for _, p in counted:
-        memory[str(p.dtype).removeprefix("torch.")] += p.numel() * p.element_size()
+    counted, memory = list(weights(model)), Counter()
+    for _, _, kind, nbytes in counted:
+        memory[kind] += nbytes
     flops, seen = _flops(model)
     origin = model.origin
     notes = [f"config key {k!r}: {why}" for k, why in origin.ignored.items()]
     if origin.carried:
         notes.append(f"tensors kept but not used: {', '.join(origin.carried)}")
+    notes += [f"edited: {what}" for what in origin.edits]
     return Description(
         f"{model.family} {model.architecture}", facts(model), draw(model), _parts(model),
-        dict(memory), sum(p.numel() for _, p in counted), _cache_bytes(model), flops, seen, notes)
+        dict(memory), sum(numbers for _, numbers, _, _ in counted), _cache_bytes(model), flops,
+        seen, notes)
+
+
+def weights(model):
+    """(path, numbers, dtype or block type, bytes) of each trained tensor, shared ones once."""
+    for path, p in model.named_parameters():
+        yield path, p.numel(), str(p.dtype).removeprefix("torch."), p.nbytes
+    seen = set()
+    for path, module in model.named_modules():
+        if isinstance(module, KEPT) and id(module.blocks) not in seen:
+            seen.add(id(module.blocks))
+            numbers = len(module.blocks) * row_elements(module.type, module.blocks.shape[1])
+            yield f"{path}.blocks", numbers, module.type, module.blocks.nbytes
 
 
 def resolve(model):
@@ -98,7 +113,7 @@ def facts(model) -> dict[str, str]:
         label = f"{name} " if model.encoder_decoder else ""
         found |= {label + aspect: words for aspect, words in own.items() if words}
     paths = model.paths()
-    tied = paths.get("head.out.weight", "head.out.weight") != "head.out.weight"
+    tied = any(paths.get(out, out) != out for out in ("head.out.weight", "head.out.blocks"))
     found["head"] = type(model.head).__name__ + (", tied to the token table" if tied else "")
     return found
 
@@ -192,6 +207,8 @@ def _sees(stack: Stack) -> str:
     if set(windows) != {None}:
         words += "; windows " + ", ".join(f"{w or 'none'} in {n} layers"
                                           for w, n in windows.items())
+    for found, n in Counter(m.patterns for m in masks).items():
+        words += "".join(f"; {p} in {n} layers" for p in found)
     return words
 
 
@@ -219,6 +236,11 @@ def _words(module: nn.Module) -> str:
     if isinstance(module, nn.Linear):
         bias = " + bias" if module.bias is not None else ""
         return f"{module.in_features} → {module.out_features}{bias}"
+    if isinstance(module, Quantized):
+        bias = " + bias" if module.bias is not None else ""
+        return f"{module.in_features} → {module.out_features}{bias}, {module.type}"
+    if isinstance(module, QuantizedEmbedding):
+        return f"Embedding {module.num_embeddings} × {module.embedding_dim}, {module.type}"
     if isinstance(module, nn.Embedding):
         return f"{kind} {tuple(module.weight.shape)[0]} × {module.embedding_dim}"
     if isinstance(module, nn.ModuleList | Block) or kind == "Attend":
@@ -254,8 +276,8 @@ def _parts(model) -> dict[str, int]:
     """part -> parameters, each tensor counted once, where it first stands."""
     counted: Counter[str] = Counter()
     owners = dict(model.named_modules())
-    for path, p in model.named_parameters():
-        counted[_part(path, owners)] += p.numel()
+    for path, numbers, _, _ in weights(model):
+        counted[_part(path, owners)] += numbers
     return dict(counted.most_common())
 
 
@@ -294,6 +316,7 @@ def _read(module: nn.Module) -> int:
     if isinstance(module, (ScoreBias, Pooler, Classifier)):
         return 0
     own = module.weight.numel() if isinstance(module, nn.Linear | nn.Conv1d | nn.Conv2d) else 0
+    own += module.in_features * module.out_features if isinstance(module, Quantized) else 0
     return own + sum(map(_read, module.children()))
 
 

@@ -9,9 +9,8 @@ import torch
 from torch import Tensor
 
 from mirada.errors import MiradaError
+from mirada.look.draw import CLOTH, EDGE, HEAT, INK
 
-INK, CLOTH, EDGE = "#1c1a27", "#fbfaf7", "#d8d3c8"
-HEAT = (CLOTH, "#fbe3b5", "#f5a35c", "#d9485f", "#7b2a78", "#241a3a")  # nothing to all of it
 MOST_LABELS = 60  # tokens past which labels on an axis are thinned out
 BESIDE = 0.8  # width of the small heads' half, of the large one's
 FAINT = 0.01  # a look weaker than this is no link

@@ -2,17 +2,13 @@
 
 from __future__ import annotations
 
-import os
-import tempfile
 from dataclasses import dataclass
-from pathlib import Path
 
 import torch
 
 from mirada.errors import MiradaError
+from mirada.look import draw
 from mirada.look.figures import Link, attention_map, links
-
-KINDS = (".png", ".svg", ".pdf")
 
 
 @dataclass(frozen=True)
@@ -51,10 +47,7 @@ def look(model, text: str, *, to: str | None = None, layer: int | None = None,
     to: the decoder's text, for encoder-decoders (its start token alone when None). layer, head:
     the strongest link's when None. stack: encoder, decoder or cross. Raises MiradaError.
     """
-    out = Path(out)
-    if out.suffix not in KINDS or not out.parent.is_dir():
-        raise MiradaError(f"{out}: a picture is a file ending in {', '.join(KINDS)} in a folder "
-                          "that exists")
+    out = draw.place(out)
     if model.tokenizer is None:
         raise MiradaError("this model has no tokenizer beside its weights, so a text cannot be "
                           "read; record input_ids with m.record() instead")
@@ -73,7 +66,7 @@ def look(model, text: str, *, to: str | None = None, layer: int | None = None,
         raise MiradaError(f"head {head} does not exist: layer {layer} has {len(weights)} heads")
     figure = attention_map(weights, queries, keys, head=head % len(weights),
                            title=f"{stack} layer {layer}, head {head}")
-    _write(figure, out)
+    draw.save(figure, out)
     return Looked(str(out), stack, layer, head, queries, keys, found, tape.selfcheck)
 
 
@@ -91,16 +84,3 @@ def _batch(model, text: str, to: str | None) -> tuple[dict, dict[str, list[str]]
         batch["decoder_input_ids"] = torch.tensor([answer])
         labels["decoder"] = model.tokenizer.pieces(answer)
     return batch, labels
-
-
-def _write(figure, out: Path) -> None:
-    """Aside first, then renamed: an interrupted draw leaves no half picture."""
-    handle, aside = tempfile.mkstemp(suffix=out.suffix, dir=out.parent)
-    os.close(handle)
-    try:
-        figure.savefig(aside, dpi=110)
-        os.chmod(aside, 0o644)
-        os.replace(aside, out)
-    except BaseException:
-        os.unlink(aside)
-        raise

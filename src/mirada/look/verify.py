@@ -18,8 +18,10 @@ import torch
 from torch import Tensor, nn
 
 from mirada.core.heads import First
+from mirada.core.linear import KEPT
 from mirada.core.mask import Mask
 from mirada.errors import MiradaError, WorkFailed
+from mirada.look.quality import quality
 from mirada.weights.config import passed_on
 
 TEXT = ("The cat drank the milk because it was thirsty. El gato bebió la leche porque tenía sed. "
@@ -130,8 +132,11 @@ def _same_as_file(name: str, model, batch) -> Check:
                         f"{settings} settings equal those of its config; it has no file")
     if not Path(origin.path).exists():
         return Check(name, None, f"{origin.path} is no longer there")
-    other = registry.load(origin.path, dtype=model.dtype, device=model.device,
+    small = _types(model)
+    other = registry.load(origin.path, dtype=None if small else model.dtype, device=model.device,
                           ignore=tuple(origin.ignored), architecture=model.architecture)
+    if small != _types(other):
+        return _loss(name, other, model)
     found = _none_of(differences(model, other), name, f"{len(model.state())} tensors and "
                      f"{settings} settings equal those of {Path(origin.path).name}")
     if not found.ok:
@@ -140,6 +145,24 @@ def _same_as_file(name: str, model, batch) -> Check:
     return found if same.ok else Check(
         name, False, f"every tensor and setting is equal, and the outputs differ by {same.figure}: "
         "a hook or a replaced method?")
+
+
+def _types(model) -> dict[str, str]:
+    """Path -> block type of the weights that stand in blocks."""
+    return {path: m.type for path, m in model.named_modules() if isinstance(m, KEPT)}
+
+
+def _loss(name: str, wide, model) -> Check:
+    """A model quantized since it was loaded is not what its file says: how far is it?"""
+    if model.tokenizer is None:
+        return Check(name, None, "it was quantized since it was loaded")
+    found = quality(wide, model, TEXT)
+    words = f"outputs change by {found.logit_mean:.2g} (spread {found.spread:.2g})"
+    if found.perplexity is not None:
+        before, after = found.perplexity
+        words += (f", perplexity {before:.2f} -> {after:.2f}, another likeliest token in "
+                  f"{found.flips:.1%} of places")
+    return Check(name, None, f"it was quantized since it was loaded: {words}")
 
 
 def _none_of(differs: Iterator[str], name: str, figure: str) -> Check:
@@ -318,8 +341,19 @@ def _saved(name: str, model, batch) -> Check:
         registry.save(model, Path(folder) / "model")
         other = registry.load(Path(folder) / "model", device=model.device,
                               ignore=tuple(model.origin.ignored))
+        if _types(model):
+            return _none_of(_apart(registry.export(model), registry.export(other)), name,
+                            "every number came back bit for bit; only int8, nf4 and fp4 stay small "
+                            "in a folder, all types in a .gguf")
         return _none_of(differences(model, other), name,
                         "every tensor and setting came back bit for bit")
+
+
+def _apart(ours: dict, theirs: dict) -> Iterator[str]:
+    from mirada.registry import same_bits
+    for name in sorted(ours.keys() | theirs.keys()):
+        if name not in ours or name not in theirs or not same_bits(ours[name], theirs[name]):
+            yield f"{name} differs"
 
 
 def _recorded(name: str, model, batch) -> Check:

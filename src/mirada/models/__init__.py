@@ -24,6 +24,7 @@ FAMILIES = {  # model_type in a config file -> module here
     "gptj": "gptj",
     "llama": "llama",
     "longformer": "longformer",
+    "m2m_100": "m2m100",
     "marian": "transformer",
     "mbart": "mbart",
     "mistral": "llama",
@@ -43,7 +44,17 @@ FAMILIES = {  # model_type in a config file -> module here
     "xlm-roberta": "roberta",
 }
 GGUF = {  # general.architecture in a GGUF file -> module here
+    "bloom": "bloom",
+    "gemma": "gemma",
+    "gemma2": "gemma2",
+    "gpt2": "gpt2",
+    "gptneox": "neox",
     "llama": "llama",
+    "mpt": "mpt",
+    "qwen2": "qwen2",
+    "qwen3": "qwen3",
+    "starcoder": "starcoder",
+    "starcoder2": "starcoder2",
 }
 ALIASES = {  # names people say -> family:size here
 }

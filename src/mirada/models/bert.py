@@ -114,7 +114,8 @@ def words(tied: bool) -> list[tuple]:
     ]
 
 
-UNREAD = ("cls.predictions.{p}", "cls.predictions.{a}.{p}", "cls.predictions.{a}.{b}.{p}")
+UNREAD = ("cls.predictions.{p}", "cls.predictions.{a}.{p}", "cls.predictions.{a}.{b}.{p}",
+          *(f"cls.{head}.{{p}}" for head in ("species", "chain", "graft")))  # of antibodies
 OLD = (("LayerNorm.gamma", "LayerNorm.weight"), ("LayerNorm.beta", "LayerNorm.bias"))
 TWICE = (("predictions.decoder.bias", "predictions.bias"),)
 

@@ -29,7 +29,8 @@ class Config(llama.Config):
 
     @staticmethod
     def prepare(raw: dict) -> dict:
-        raw = {"num_key_value_heads": 16, "head_dim": 256, "tie_word_embeddings": True} | raw
+        raw = {"num_key_value_heads": 16, "head_dim": 256, "tie_word_embeddings": True,
+               "pad_token_id": 0} | raw
         act = raw.pop("hidden_activation", None) or raw.get("hidden_act") or "gelu"
         return rope.flat(raw | {"hidden_act": "gelu_pytorch_tanh" if act == "gelu" else act})
 

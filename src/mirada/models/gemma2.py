@@ -40,7 +40,8 @@ class Config(gemma.Config):
     @staticmethod
     def prepare(raw: dict) -> dict:
         act = raw.get("hidden_activation", "gelu_pytorch_tanh")
-        unsaid = {"num_key_value_heads": 4, "head_dim": 256, "tie_word_embeddings": True}
+        unsaid = {"num_key_value_heads": 4, "head_dim": 256, "tie_word_embeddings": True,
+                  "pad_token_id": 0}
         raw = {name: value for name, value in raw.items() if name != "hidden_activation"}
         return rope.flat(unsaid | raw | {"hidden_act": act})
 

@@ -14,9 +14,9 @@ from mirada.core.mlp import ACTIVATIONS, LEARNED, MLP
 from mirada.core.norm import RMSNorm
 from mirada.core.position import Rotary
 from mirada.errors import MiradaError
-from mirada.models import gguf, rope
+from mirada.models import rope
 from mirada.weights.config import ANY, key, size
-from mirada.weights.rows import RotaryPairs, Weights
+from mirada.weights.rows import Weights
 
 KIND = "decoder"
 
@@ -120,30 +120,6 @@ def weights(c: Config, body="model.") -> Weights:
 
 
 MAPS = {"LlamaForQuestionAnswering": lambda c: weights(c, "transformer.")}
-
-
-
-def from_gguf(reader) -> tuple[dict, str]:
-    """The config of a GGUF file in the names of config.json, and the architecture."""
-    names = set(reader.names())
-    return gguf.config(reader) | {
-        "model_type": "llama", "tie_word_embeddings": "output.weight" not in names,
-        "attention_bias": "blk.0.attn_q.bias" in names, "mlp_bias": "blk.0.ffn_up.bias" in names,
-    }, "LlamaForCausalLM"
-
-
-def gguf_weights(c: Config) -> Weights:
-    return Weights([
-        ("token_embd.weight", "embed.token.weight"),
-        ("blk.{i}.attn_norm.weight", "blocks.{i}.attn.pre.weight"),
-        ("blk.{i}.attn_q.{p}", "blocks.{i}.attn.f.q.{p}", RotaryPairs(c.heads)),
-        ("blk.{i}.attn_k.{p}", "blocks.{i}.attn.f.k.{p}", RotaryPairs(c.kv_heads or c.heads)),
-        ("blk.{i}.attn_(v|output).{p}", "blocks.{i}.attn.f.(v|o).{p}"),
-        ("blk.{i}.ffn_norm.weight", "blocks.{i}.mlp.pre.weight"),
-        ("blk.{i}.ffn_(gate|up|down).{p}", "blocks.{i}.mlp.f.(gate|up|down).{p}"),
-        ("output_norm.weight", "norm.weight"),
-        ("output.weight", "head.out.weight"),
-    ], carried=(gguf.FACTORS,))
 
 
 def init(model, c: Config) -> None:

@@ -28,7 +28,7 @@ class Config(llama.Config):
 
     @staticmethod
     def prepare(raw: dict) -> dict:
-        unsaid = {"num_key_value_heads": 8, rope.AT + "rope_theta": 1e6}
+        unsaid = {"num_key_value_heads": 8, "rms_norm_eps": 1e-5, rope.AT + "rope_theta": 1e6}
         return unsaid | rope.flat(raw)
 
 

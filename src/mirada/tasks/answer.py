@@ -11,7 +11,7 @@ from torch import Tensor
 from mirada.errors import MiradaError
 from mirada.model import Output
 
-from . import inputs
+from . import evidence, inputs
 from .inputs import Row
 from .spans import windows
 from .task import Task
@@ -26,13 +26,15 @@ class QuestionAnswering(Task):
     doc_stride: tokens that the windows over a long context share (128, at most half a window);
     max_seq_len: tokens of a window, 384 at most unless told; max_question_len: longer questions
     are refused; max_answer_len: tokens of an answer (15); handle_impossible_answer: "" is an
-    answer too; align_to_words: answers are whole words (True).
+    answer too; align_to_words: answers are whole words (True). long="refuse": no windows.
+    evidence=True: each answer with words has "evidence", what evidence.span gives.
     """
 
     HEADS = ("ForQuestionAnswering",)
     DOES = "marks where an answer begins and ends"
     OPTIONS = ("top_k", "topk", "doc_stride", "max_seq_len", "max_question_len", "max_answer_len",
-               "handle_impossible_answer", "align_to_words")
+               "handle_impossible_answer", "align_to_words", "evidence")
+    LONG = ("stride", "refuse")
 
     def __call__(self, inputs: Any = None, question=None, context=None, **options) -> Any:
         if inputs is None:
@@ -68,13 +70,18 @@ class QuestionAnswering(Task):
             raise MiradaError(f"max_seq_len is {wide}, and this model reads {most} tokens")
         stride = told.get("doc_stride")
         stride = min(wide // 2, 128) if stride is None else stride
-        return windows(encoding, 1, wide, stride)
+        rows = windows(encoding, 1, wide, stride)
+        if told.get("long") == "refuse" and len(rows) > 1:
+            raise MiradaError(f"the question and its context have {len(encoding)} tokens, and a "
+                              f"window {wide}: shorten them, or ask for long=stride")
+        return rows
 
     def _answers(self, context: str, read: list[tuple[Row, Tensor]], told: dict, top_k: int,
                  longest: int) -> list[dict]:
         words = told.get("align_to_words", True)
         some = 2 * top_k + 10 if words else top_k  # several spans may be the same words
         found: dict[str, dict] = {}
+        places: dict[str, tuple[Row, int, int]] = {}  # where each was found first
         none = 1e6
         for row, logits in read:
             start, end, null = _chances(row, logits, self.tokenizer.cls_id)
@@ -87,10 +94,15 @@ class QuestionAnswering(Task):
                 else:
                     found[answer.lower()] = {"score": score, "start": at, "end": to,
                                              "answer": answer}
+                    places[answer.lower()] = (row, s, e)
         answers = list(found.values())
         if told.get("handle_impossible_answer") or not answers:
             answers.append({"score": none, "start": 0, "end": 0, "answer": ""})
-        return sorted(answers, key=lambda one: -one["score"])[:top_k]
+        answers = sorted(answers, key=lambda one: -one["score"])[:top_k]
+        for one in answers if told.get("evidence") else ():
+            if one["answer"]:
+                one["evidence"] = evidence.span(self.model, *places[one["answer"].lower()])
+        return answers
 
     def words(self, words: list[str], options: dict) -> Any:
         if len(words) != 2:

@@ -12,7 +12,7 @@ from torch import Tensor
 from mirada.errors import MiradaError
 from mirada.model import Output
 
-from . import inputs
+from . import evidence, inputs, long
 from .labels import names, probabilities
 from .task import Task
 
@@ -26,11 +26,16 @@ class TextClassification(Task):
 
     top_k: so many labels, best first, None for all: a list for each text. function_to_apply: see
     labels.probabilities. return_all_scores: all, in the config's order (its older name).
+    long="stride": of a text longer than the context, the mean of its windows' probabilities, each
+    weighted by its tokens; stride: tokens that neighbours share (0). evidence=True: the best label
+    has "evidence", a list of what evidence.pooled gives, one a window.
     """
 
     HEADS = ("ForSequenceClassification", "ForNextSentencePrediction")
     DOES = "labels whole texts"
-    OPTIONS = ("top_k", "function_to_apply", "return_all_scores")
+    OPTIONS = ("top_k", "function_to_apply", "return_all_scores", "stride",
+               "evidence")
+    LONG = long.POLICIES
 
     def __call__(self, inputs: Any, **options) -> Any:
         found = super().__call__(inputs, **options)
@@ -40,15 +45,22 @@ class TextClassification(Task):
         top_k = told.get("top_k", 1)
         if top_k is not None and (type(top_k) is not int or top_k < 1):
             raise MiradaError(f"top_k is {top_k!r}; it must be a whole number from 1, or None")
-        rows = [inputs.row(self.model, *_pair(item), told) for item in items]
-        logits = inputs.forward(self.model, rows, self.batch_size, first)
-        return [self._result(one, told, top_k) for one in logits]
+        parts = [long.parts(self.model, *_pair(item), told) for item in items]
+        rows = [row for some in parts for row in some]
+        logits = iter(inputs.forward(self.model, rows, self.batch_size, first))
+        return [self._result(some, [next(logits) for _ in some], told, top_k) for some in parts]
 
-    def _result(self, logits: Tensor, told: dict, top_k: int | None):
-        scores = probabilities(self.model, logits, told.get("function_to_apply")).tolist()
+    def _result(self, rows: list[inputs.Row], logits: list[Tensor], told: dict,
+                top_k: int | None):
+        """Of one text, from the logits of each of its windows."""
+        every = probabilities(self.model, torch.stack(logits), told.get("function_to_apply"))
+        scores = (torch.tensor(long.weights(rows)) @ every).tolist()
         labels = names(self.model, len(scores))
         found = [{"label": label, "score": score}
                  for label, score in zip(labels, scores, strict=True)]
+        if told.get("evidence"):
+            best = max(found, key=lambda one: one["score"])
+            best["evidence"] = [evidence.pooled(self.model, row) for row in rows]
         if told.get("return_all_scores") and "top_k" not in told:
             return found
         found.sort(key=lambda one: -one["score"])

@@ -1,4 +1,4 @@
-"""`mirada task`: a task on the words of a command line."""
+"""`mirada task`: a task on the words of a command line, or on a file."""
 
 from __future__ import annotations
 
@@ -6,9 +6,11 @@ import json
 import sys
 from typing import Any
 
-from mirada.errors import MiradaError
+from mirada.errors import MiradaError, WorkFailed
 from mirada.model import Model
 
+from . import files
+from .identity import fingerprint
 from .pipeline import pipeline
 
 
@@ -19,7 +21,7 @@ def run(name: str, model: Model, words: list[str], options: list[str], as_json: 
     """
     task = pipeline(name, model)
     texts = [sys.stdin.read() if word == "-" else word for word in words]
-    found = task.words(texts, dict(map(_option, options)))
+    found = task.words(texts, dict(map(option, options)))
     if as_json:
         print(json.dumps(found, ensure_ascii=False, indent=2))
     else:
@@ -27,7 +29,34 @@ def run(name: str, model: Model, words: list[str], options: list[str], as_json: 
             print(line)
 
 
-def _option(text: str) -> tuple[str, Any]:
+def check(source: str | None, out: str | None, words: list[str]) -> None:
+    """What belongs together on the command line does."""
+    if source is None or out is None:
+        raise MiradaError("--in and --out go together, and --column and --delimiter with them: "
+                          "name the file to read and the .jsonl to write")
+    if words:
+        raise MiradaError(f"with --in the texts stand in {source}: leave out {words[0]!r}")
+
+
+def file(name: str, model: Model, source: str, out: str, columns: list[str], options: list[str],
+         *, delimiter: str | None = None, batch_size: int = 32, called: str = "") -> None:
+    """Answer each record of a file into another; see files.run. Raises MiradaError, and WorkFailed
+    at the end where some records were bad."""
+    task = pipeline(name, model, batch_size=batch_size, **dict(map(option, options)))
+    done = files.run(task, source, out, columns=columns, delimiter=delimiter,
+                     more={"model": called, "weights": fingerprint(model)})
+    went_on = f", {done.kept:,} of them by an earlier run" if done.kept else ""
+    print(f"{done.rows - done.errors:,} of {done.rows:,} rows answered{went_on}: {out}",
+          file=sys.stderr)
+    if done.errors:
+        more = " ..." if done.errors > len(done.failed) else ""
+        raise WorkFailed(f"{done.errors:,} of {done.rows:,} rows of {source} are bad: "
+                         f"{', '.join(map(str, done.failed))}{more}; {out} says why in their "
+                         "places")
+
+
+def option(text: str) -> tuple[str, Any]:
+    """NAME=VALUE, the value as JSON where it is that. Raises MiradaError."""
     name, equals, value = text.partition("=")
     if not equals or not name.isidentifier():
         raise MiradaError(f"the option {text!r} must be written NAME=VALUE, as top_k=3")

@@ -20,6 +20,8 @@ from mirada.weights import jsonfile
 
 from . import inputs
 from .inputs import Row
+from .long import POLICIES, weights
+from .long import parts as windows_of
 from .task import Task
 
 POOLINGS = {"mean": lambda x: x.mean(0), "cls": lambda x: x[0], "last": lambda x: x[-1]}
@@ -36,16 +38,15 @@ def headless(model: Model) -> Model:
 
 class FeatureExtraction(Task):
     """Text -> [[[number, ...], ...]], (1, T, D) in nested lists: the last hidden state of each
-    token. return_tensors=True: tensors. tokenize_kwargs: a dict with truncation, max_length."""
+    token. return_tensors=True: tensors."""
 
-    OPTIONS = ("return_tensors", "tokenize_kwargs")
+    OPTIONS = ("return_tensors",)
     DOES = "reads text"
 
     def fits(self) -> bool:
         return hasattr(self.model.config, "vocab")
 
     def run(self, items: list, told: dict) -> list:
-        told = told | (told.get("tokenize_kwargs") or {})
         rows = [inputs.row(self.model, text, None, told) for text in items]
         states = inputs.forward(headless(self.model), rows, self.batch_size, _state)
         return states if told.get("return_tensors") else [state.tolist() for state in states]
@@ -59,7 +60,8 @@ class SentenceSimilarity(Task):
     """{"source_sentence", "sentences"} (or both by name) -> cosines, one a sentence. Options:
     those of embed."""
 
-    OPTIONS = ("pooling", "prompt")
+    OPTIONS = ("pooling", "prompt", "stride")
+    LONG = POLICIES
     DOES = "reads text"
 
     def fits(self) -> bool:
@@ -109,14 +111,15 @@ class Recipe:
 
 def embed(model: Model | str | Path, texts: str | Iterable[str], pooling: str | None = None,
           normalize: bool | None = None, *, prompt: str | None = None, truncation: bool = False,
-          batch_size: int = 32) -> Tensor:
+          long: str | None = None, stride: int = 0, batch_size: int = 32) -> Tensor:
     """Vectors of texts, (B, D) in float32; (D,) of a single text.
 
     pooling: "mean" over the tokens, "cls" the first, "last" the last one; normalize: to length
     one. Where None, as the model's sentence-transformers folder says, else "mean" and as it is.
     prompt: a text before each one, or the name of one of the folder's. Text longer than the folder
-    or the context allows is refused, or with truncation=True cut with a warning.
-    Raises MiradaError.
+    or the context allows is refused, or with truncation=True (long="truncate") cut with a warning,
+    or with long="stride" read in windows that share `stride` tokens: the mean of their vectors,
+    each weighted by its tokens. Raises MiradaError.
     """
     if not isinstance(model, Model):
         from mirada import registry
@@ -126,11 +129,15 @@ def embed(model: Model | str | Path, texts: str | Iterable[str], pooling: str | 
     pooling = recipe.pooling if pooling is None else pooling
     if pooling not in POOLINGS:
         raise MiradaError(f"pooling is {pooling!r}; it can be {', '.join(POOLINGS)}")
-    before = _before(recipe, prompt)
+    before = prompted(recipe, prompt)
     alone = isinstance(texts, str)
     texts = [texts] if alone else list(texts)  # type: ignore[list-item]
-    told = {"truncation": truncation, "max_length": recipe.most}
-    rows = [inputs.row(model, before + text, None, told) for text in texts]
+    if long not in (None, *POLICIES):
+        raise MiradaError(f"long is {long!r}; it can be {', '.join(POLICIES)}")
+    told = {"truncation": truncation or long == "truncate", "max_length": recipe.most,
+            "long": long, "stride": stride}
+    parts = [windows_of(model, before + text, None, told) for text in texts]
+    rows = [row for some in parts for row in some]
     for row in rows if recipe.most is not None else ():
         if len(row) > recipe.most:
             raise MiradaError(f"a text has {len(row)} tokens, and this encoder was made for "
@@ -143,13 +150,15 @@ def embed(model: Model | str | Path, texts: str | Iterable[str], pooling: str | 
 
     if not rows:
         raise MiradaError("there is no text to embed: give one or more")
-    vectors = torch.stack(inputs.forward(headless(model), rows, batch_size, take)).cpu()
+    found = iter(inputs.forward(headless(model), rows, batch_size, take))
+    vectors = torch.stack([sum(share * next(found) for share in weights(some))
+                           for some in parts]).cpu()
     unit = recipe.normalize if normalize is None else normalize
     vectors = F.normalize(vectors, dim=-1) if unit else vectors
     return vectors[0] if alone else vectors
 
 
-def _before(recipe: Recipe, prompt: str | None) -> str:
+def prompted(recipe: Recipe, prompt: str | None) -> str:
     """The text that stands before each one."""
     named = dict(recipe.prompts)
     prompt = recipe.default if prompt is None else prompt

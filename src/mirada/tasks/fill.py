@@ -10,7 +10,7 @@ from torch import Tensor
 from mirada.errors import MiradaError
 from mirada.model import Output
 
-from . import inputs
+from . import evidence, inputs
 from .inputs import Row
 from .task import Task
 
@@ -20,11 +20,12 @@ class FillMask(Task):
     a list of such lists where a text has several masks.
 
     top_k: how many, 5 unless told. targets: words to choose among, a text or a list.
+    evidence=True: the best has "evidence", what evidence.Look gives of the mask.
     """
 
     HEADS = ("ForMaskedLM", "ForPreTraining")
     DOES = "names hidden words"
-    OPTIONS = ("top_k", "targets")
+    OPTIONS = ("top_k", "targets", "evidence")
 
     def fits(self) -> bool:
         return super().fits() and hasattr(self.model.head, "out")  # some pretrain a detector
@@ -49,8 +50,14 @@ class FillMask(Task):
             return logits[b, _masks(row, mask)].float().softmax(-1).cpu()
 
         chances = inputs.forward(self.model, rows, self.batch_size, take)
-        return [self._result(row, some, targets, told.get("top_k", 5))
-                for row, some in zip(rows, chances, strict=True)]
+        found = [self._result(row, some, targets, told.get("top_k", 5))
+                 for row, some in zip(rows, chances, strict=True)]
+        for row, one in zip(rows, found, strict=True) if told.get("evidence") else ():
+            look = evidence.Look(self.model, row)
+            several = one if isinstance(one[0], list) else [one]
+            for place, some in zip(_masks(row, mask), several, strict=True):
+                some[0]["evidence"] = look([place], "the mask")
+        return found
 
     def _result(self, row: Row, chances: Tensor, targets: list[int] | None, top_k: int) -> list:
         """chances: (masks, V). differs: ids that are no token (a table larger than the vocabulary)

@@ -14,6 +14,10 @@ from mirada.model import Model, Output
 from mirada.text.tokenizer import Encoding
 
 
+class Cut(UserWarning):
+    """A text was cut, because its caller asked for that."""
+
+
 @dataclass
 class Row:
     """One text as the model reads it.
@@ -50,7 +54,7 @@ def row(model: Model, text: str, pair: str | None, told: dict, first: bool = Fal
         raise MiradaError("a text is empty, and this tokenizer adds nothing to it: leave it out")
     every = list(range(len(encoding)))
     if told.get("truncation") and most is not None and len(every) > most:
-        warnings.warn(f"a text of {len(every)} tokens was cut to {most}", stacklevel=2)
+        warnings.warn(f"a text of {len(every)} tokens was cut to {most}", Cut, stacklevel=2)
         return part(encoding, shortened(encoding, most, first, model.tokenizer.truncation_side))
     if model.context is not None and len(every) > model.context:
         raise MiradaError(f"a text has {len(every)} tokens, and the context of this model is "

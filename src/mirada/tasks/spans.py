@@ -14,6 +14,8 @@ def windows(encoding: Encoding, which: int, most: int | None, stride: int) -> li
     inside = [i for i, s in enumerate(encoding.sequence) if s == which]
     if most is None or len(encoding) <= most:
         return [part(encoding, list(range(len(encoding))))]
+    if type(stride) is not int or stride < 0:
+        raise MiradaError(f"stride is {stride!r}; it must be a whole number of tokens from 0")
     room = most - (len(encoding) - len(inside))
     if room <= stride:
         raise MiradaError(f"windows of {most} tokens have {max(room, 0)} for the passage, and "

@@ -11,7 +11,7 @@ from torch import Tensor
 from mirada.errors import MiradaError
 from mirada.model import Output
 
-from . import inputs
+from . import evidence, inputs, long
 from .inputs import Row
 from .labels import names
 from .spans import windows
@@ -29,14 +29,30 @@ class TokenClassification(Task):
     of a word one label: its first's, that of the mean score, the surest. grouped_entities=True is
     "simple". ignore_labels: left out, ["O"] unless told. stride: read a text longer than the
     context in windows that share so many tokens; of two names that overlap the longer stays.
+    long="stride": the same, a quarter of the context shared and names joined unless told.
+    is_split_into_words=True: each text is a list of words, read with `delimiter` (a space) between
+    them; a single one gives a list of one, and start and end are of the text so made.
+    evidence=True: each has "evidence", what evidence.characters gives.
     """
 
     HEADS = ("ForTokenClassification",)
     DOES = "labels each token"
-    OPTIONS = ("aggregation_strategy", "ignore_labels", "stride", "grouped_entities")
+    OPTIONS = ("aggregation_strategy", "ignore_labels", "stride", "grouped_entities",
+               "is_split_into_words", "delimiter", "evidence")
+    LONG = long.POLICIES
+
+    def __call__(self, inputs: Any, **options) -> Any:
+        told = self.options | options
+        if told.get("is_split_into_words") and isinstance(inputs, list):
+            between, nested = told.get("delimiter") or " ", isinstance(inputs[0], list)
+            inputs = [between.join(one) for one in (inputs if nested else [inputs])]
+        return super().__call__(inputs, **options)
 
     def run(self, items: list, told: dict) -> list:
-        default = "simple" if told.get("grouped_entities") else "none"
+        if told.get("long") == "stride" and told.get("stride") is None:
+            told = told | {"stride": (inputs.limit(self.model, told) or 0) // 4}
+        joins = told.get("grouped_entities") or told.get("long") == "stride"
+        default = "simple" if joins else "none"
         strategy = str(told.get("aggregation_strategy") or default).lower()
         if strategy not in STRATEGIES:
             raise MiradaError(f"aggregation_strategy is {strategy!r}; it can be "
@@ -49,7 +65,8 @@ class TokenClassification(Task):
         scores = iter(inputs.forward(self.model, rows, self.batch_size, _scores))
         ignored = told.get("ignore_labels")
         ignored = {"O"} if ignored is None else set(ignored)
-        return [self._result(text, [(row, next(scores)) for row in some], strategy, ignored)
+        return [self._result(text, [(row, next(scores)) for row in some], strategy, ignored,
+                             bool(told.get("evidence")))
                 for text, some in zip(items, parts, strict=True)]
 
     def _rows(self, text: str, told: dict) -> list[Row]:
@@ -59,7 +76,7 @@ class TokenClassification(Task):
         return windows(self.tokenizer.encode(text), 0, most, told["stride"])
 
     def _result(self, text: str, read: list[tuple[Row, Tensor]], strategy: str,
-                ignored: set[str]) -> list[dict]:
+                ignored: set[str], shown: bool) -> list[dict]:
         found = []
         for row, scores in read:
             labels = names(self.model, scores.shape[-1])
@@ -67,8 +84,13 @@ class TokenClassification(Task):
             if strategy in ("first", "average", "max"):
                 tokens = [self._word(word, strategy) for word in _words(tokens)]
             named = [_named(token, labels) for token in tokens]
-            found += named if strategy == "none" else self._joined(named, labels)
-        found = [one for one in found if one.get("entity", one.get("entity_group")) not in ignored]
+            here = named if strategy == "none" else self._joined(named, labels)
+            here = [o for o in here if o.get("entity", o.get("entity_group")) not in ignored]
+            if shown and here:
+                look = evidence.Look(self.model, row)
+                for one in here:
+                    one["evidence"] = evidence.characters(look, one["start"], one["end"])
+            found += here
         return found if len(read) == 1 else _apart(found)
 
     def _tokens(self, text: str, row: Row, scores: Tensor) -> list[dict]:

@@ -35,6 +35,19 @@ _CAPITALS = rf"[^\r\n\p{{L}}\p{{N}}]?{UPPER}+{LOWER}*"
 _REST = rf" ?[^\s\p{{L}}\p{{N}}]+[\r\n/]*|{SPACES}"
 GPT4O = rf"{_CASED}{CONTRACTIONS}?|{_CAPITALS}{CONTRACTIONS}?|\p{{N}}{{1,3}}|{_REST}"
 TEKKEN = rf"{_CASED}|{_CAPITALS}|\p{{N}}|{_REST}"
+QWEN35 = QWEN2.replace(r"\p{L}+", r"[\p{L}\p{M}]+").replace(r"\s\p{L}", r"\s\p{L}\p{M}")
+CL100K = LLAMA3.replace(r"|\s*[\r\n]+", r"|\s++\z|\s*[\r\n]+")
+_CASED_LETTERS = (  # of an old Unicode: no Armenian or Georgian small letters
+    "A-Za-zµÀ-ÖØ-öø-ƺƼ-ƿǄ-ʓʕ-ʯͰ-ͳͶͷͻ-ͽͿΆΈ-ΊΌΎ-ΡΣ-ϵϷ-ҁҊ-ԯԱ-ՖႠ-ჅᎠ-Ᏽᏸ-ᏽᲐ-ᲺᲽ-Ჿᴀ-ᴫᵫ-ᵷᵹ-ᶚ"
+    "Ḁ-ἕἘ-Ἕἠ-ὅὈ-Ὅὐ-ὗὙὛὝὟ-ώᾀ-ᾴᾶ-ᾼιῂ-ῄῆ-ῌῐ-ΐῖ-Ίῠ-Ῥῲ-ῴῶ-ῼℂℇℊ-ℓℕℙ-ℝℤΩℨK-ℭℯ-ℴℹℼ-ℿⅅ-ⅉⅎↃↄ"
+    "Ⰰ-ⱻⱾ-ⳤⳫ-ⳮⳲⳳꙀ-ꙭꚀ-ꚛꜢ-ꝯꝱ-ꞇꞋ-ꞎꭰ-ꮿﬀ-ﬆﬓ-ﬗＡ-Ｚａ-ｚ𐐀-𐑏𐒰-𐓓𐓘-𐓻𐲀-𐲲𐳀-𐳲𑢠-𑣟𞤀-𞥃"
+)
+CJK = "[一-龥ࠀ-一가-퟿]+"
+DEEPSEEK = (
+    "[\r\n]", rf"\s?[{_CASED_LETTERS}]+", r"\s?[!-/:-~！-／：-～‘-‟　-。]+", r"(?<!\s)\s+$", CJK
+)
+SMILES = r"\[[^\[\]]+]|Br?|Cl?|[NOSPFIbcnosp().=#+\-\\/:~@?*$]|>>?|%\d\d|\d"
+LETTER, RESIDUE = ".", r"[A-IK-Z.\-]"
 BLOOM = r" ?[^(\s|[.,!?…。，、।۔،])]+"
 PUNCTUATION = r"[\p{P}\$\+<=>\^~\|]+"
 FALCON_PUNCTUATION = r"[\p{P}\$\+<=>\^~\|`]+"
@@ -43,7 +56,8 @@ SPM_WORDS = "▁*[^▁]+|▁+"
 SPM_BYTE = "<(?=0x[0-9A-F]{2}>)"
 SPM_EDGES = r"\A | \z"
 KNOWN_REGEXES = {
-    GPT2, LLAMA3, QWEN2, GPT4O, TEKKEN, BLOOM, PUNCTUATION, FALCON_PUNCTUATION, THREE_DIGITS,
+    GPT2, LLAMA3, QWEN2, QWEN35, CL100K, GPT4O, TEKKEN, BLOOM, PUNCTUATION, FALCON_PUNCTUATION,
+    THREE_DIGITS, *DEEPSEEK, SMILES, LETTER, RESIDUE,
     SPM_WORDS, SPM_BYTE, SPM_EDGES, " {2,}", r"\p{N}", r"\p{N}+", r"\p{N}{1,3}", r"\d", r"\s+",
     r"\d{1,3}", r"\s{2,}|[\n\r\t]", "[\r\n]", r"[\r\n]", r"\s?\p{L}+", r"\s?\p{P}+",
 }

@@ -17,7 +17,10 @@ PIECE_BYTES = 1_024
 
 @dataclass
 class Model:
-    """A ModelProto's contents: `pieces` are (text, score, type) in the order of their ids."""
+    """A ModelProto's contents: `pieces` are (text, score, type) in the order of their ids.
+
+    merges: BPE's pairs in their order, where another file lists them; scores mean nothing then.
+    """
 
     pieces: list[tuple[str, float, int]] = field(default_factory=list)
     kind: int = UNIGRAM
@@ -31,6 +34,7 @@ class Model:
     dummy_prefix: bool = True
     trim: bool = True
     escape: bool = True
+    merges: list[tuple[str, str]] = field(default_factory=list)
 
 
 _TRAINER = {

@@ -13,7 +13,9 @@ import tokenizers
 
 from mirada.errors import MiradaError, UntrustedInputError
 from mirada.text import chat, guard, readers
+from mirada.text import metadata as gguf
 from mirada.text.chat import Control
+from mirada.text.spec import Settings
 from mirada.text.stream import Stream, bytes_of
 from mirada.weights import jsonfile
 
@@ -54,9 +56,9 @@ class Tokenizer:
     of ids. max_length: tokens the model takes, or None. templates: chat templates by name.
     """
 
-    def __init__(self, spec: dict, settings: readers.Settings | None = None):
+    def __init__(self, spec: dict, settings: Settings | None = None):
         """From a tokenizer.json's content. Raises UntrustedInputError, as all ways to load do."""
-        settings = settings or readers.Settings("tokenizer")
+        settings = settings or Settings("tokenizer")
         self.path, self.max_length = settings.path, settings.max_length
         self.tokens, self.templates = dict(settings.tokens), dict(settings.templates)
         self.truncation_side = settings.truncation_side
@@ -94,9 +96,17 @@ class Tokenizer:
         return cls(*readers.folder(path))
 
     @classmethod
+    def from_file(cls, path: str | os.PathLike, encoding: str | None = None) -> "Tokenizer":
+        """From one file: tokenizer.json, vocab.txt, a SentencePiece .model, .tiktoken, .gguf.
+
+        encoding: how a .tiktoken file splits text, where its name does not say (cl100k_base ...).
+        """
+        return cls(*readers.file(path, encoding))
+
+    @classmethod
     def from_gguf(cls, metadata: dict, path: str = "GGUF metadata") -> "Tokenizer":
         """From a GGUF file's metadata; `path` is for messages."""
-        return cls(*readers.gguf(metadata, str(path)))
+        return cls(*gguf.describe(metadata, str(path)))
 
     def id(self, token: str) -> int:
         """The id of `token`. Raises MiradaError where there is none."""
@@ -111,6 +121,25 @@ class Tokenizer:
         if token is None:
             raise MiradaError(f"token id {id} is out of range: the tokenizer has {self.size:,}")
         return token
+
+    def __getattr__(self, name: str):
+        """The reference's names: mask_token, mask_token_id and so on of each role; None where the
+        vocabulary has none."""
+        role, of, kind = name.partition("_token")
+        if not of or kind not in ("", "_id") or role not in readers.ROLES:
+            raise AttributeError(f"a Tokenizer has no {name!r}")
+        token = self.tokens.get(role)
+        return token if not kind or token is None else self.id(token)
+
+    def convert_tokens_to_ids(self, tokens: str | list[str]) -> int | list[int]:
+        """The id of a token, or of each of a list, by the reference's name of this."""
+        return self.id(tokens) if isinstance(tokens, str) else [self.id(t) for t in tokens]
+
+    def apply_chat_template(self, messages: list[dict], *, tokenize: bool = True,
+                            add_generation_prompt: bool = False, **variables) -> str | list[int]:
+        """`chat`, or `render` with tokenize=False, by the reference's name of both."""
+        make = self.chat if tokenize else self.render
+        return make(messages, add_generation_prompt=add_generation_prompt, **variables)
 
     # Text to ids
 
@@ -217,7 +246,7 @@ class Tokenizer:
                     labels.append(f"<{raw.hex(' ').upper()}>")
                     continue
             elif kind == "▁":
-                token = token.replace("▁", " ")
+                token = token.lstrip(" ").replace("▁", " ")
                 if re.fullmatch("<0x[0-7][0-9A-F]>", token):
                     token = chr(int(token[3:5], 16))
             labels.append(token.translate(SIGNS))

@@ -26,8 +26,18 @@ initializer_range initializer_factor max_length min_length do_sample early_stopp
 num_beam_groups diversity_penalty temperature top_k top_p typical_p repetition_penalty
 length_penalty no_repeat_ngram_size encoder_no_repeat_ngram_size bad_words_ids
 num_return_sequences forced_bos_token_id forced_eos_token_id remove_invalid_values
-exponential_decay_length_penalty suppress_tokens begin_suppress_tokens
+exponential_decay_length_penalty suppress_tokens begin_suppress_tokens max_new_tokens
+min_new_tokens max_time stop_strings min_p top_h epsilon_cutoff eta_cutoff penalty_alpha
+renormalize_logits encoder_repetition_penalty sequence_bias token_healing guidance_scale
+force_words_ids constraints dola_layers low_memory watermarking_config output_logits
+prompt_lookup_num_tokens max_matching_ngram_size prefill_chunk_size max_cache_len is_assistant
+cache_implementation cache_config compile_config disable_compile continuous_batching_config
+num_assistant_tokens num_assistant_tokens_schedule assistant_confidence_threshold
+assistant_early_exit assistant_lookbehind target_lookbehind assistant_ensemble_weight
+speculation_type use_mtp
 """.split()} | {"pruned_heads": {}, "use_bfloat16": False, "tf_legacy_loss": False,
+                "is_encoder_decoder": False, "is_decoder": False, "add_cross_attention": False,
+                "cross_attention_hidden_size": None, "tie_encoder_decoder": False,
                 "chunk_size_feed_forward": ANY}  # chunking the MLP changes memory, not numbers
 EXECUTABLE = ("auto_map", "custom_pipelines", "trust_remote_code", "quantization_config")  # and _*
 LIMIT = 1 << 24  # no size in a config is larger

@@ -16,7 +16,8 @@ from typing import NamedTuple
 import torch
 
 from mirada.errors import UntrustedInputError
-from mirada.weights.blocks import READABLE, TYPES, expand
+from mirada.kernels.blocks import GGML, expand
+from mirada.weights.blocks import TYPES
 from mirada.weights.paths import open_regular, read_into
 
 HEADER = 64 << 20  # bytes before the data; 49,152 tokens with their merges take 1.8 MB
@@ -95,6 +96,11 @@ class GGUF:
     def shape(self, name: str) -> tuple[int, ...]:
         """A tensor's shape, as torch has it."""
         return self._info(name).shape
+
+    def form(self, name: str) -> str | None:
+        """The block type in which a tensor may stay, or None for one of plain float32."""
+        kind = self._info(name).type
+        return None if kind == "F32" else kind
 
     def dtype(self, name: str) -> torch.dtype:
         """What `get` gives when it is told nothing."""
@@ -282,8 +288,8 @@ def _tensor(reader: _Reader, field: str, alignment: int) -> TensorInfo:
     if kind not in TYPES:
         raise reader.fail(field, f"has the unknown or removed type {kind}")
     type_name, elements, size = TYPES[kind]
-    if type_name not in READABLE:
-        limit = f"has the type {type_name}, which cannot be read; {', '.join(READABLE)} can"
+    if type_name not in GGML:
+        limit = f"has the type {type_name}, which cannot be read; {', '.join(GGML)} can"
         raise reader.fail(field, limit)
     if 0 in dims or dims[0] % elements:
         limit = f"has the shape {dims}, whose rows are no whole number of {type_name} blocks"

@@ -19,7 +19,9 @@ from mirada.errors import MiradaError
 
 
 class Same:
-    """The tensor as it is."""
+    """The tensor as it is. rowwise: whole rows move, so that rows of blocks can move as well."""
+
+    rowwise = True
 
     def load(self, tensors: list[Tensor]) -> list[Tensor]:
         return tensors
@@ -30,6 +32,8 @@ class Same:
 
 class Transposed(Same):
     """A matrix stored [in, out]."""
+
+    rowwise = False
 
     def load(self, tensors: list[Tensor]) -> list[Tensor]:
         return [t.transpose(0, -1) for t in tensors]  # a bias stays as it is
@@ -44,6 +48,10 @@ class Split(Same):
     parts: int
     sizes: tuple[int, ...] | None = None
     transposed: bool = False
+
+    @property
+    def rowwise(self) -> bool:
+        return not self.transposed
 
     def load(self, tensors: list[Tensor]) -> list[Tensor]:
         whole = tensors[0].transpose(0, -1) if self.transposed else tensors[0]
@@ -75,6 +83,7 @@ class Interleaved(Same):
 class Shaped(Same):
     """The same numbers under another shape of ours; theirs is restored on save."""
 
+    rowwise = False
     theirs: tuple[int, ...]
     ours: tuple[int, ...]
 
@@ -96,6 +105,20 @@ class RotaryPairs(Same):
 
     def save(self, tensors: list[Tensor]) -> list[Tensor]:
         return [t.unflatten(0, (self.heads, 2, -1)).transpose(1, 2).flatten(0, 2) for t in tensors]
+
+
+@dataclass(frozen=True)
+class Shifted(Same):
+    """A vector that the file has with `by` added."""
+
+    by: float
+    rowwise = False
+
+    def load(self, tensors: list[Tensor]) -> list[Tensor]:
+        return [t - self.by for t in tensors]
+
+    def save(self, tensors: list[Tensor]) -> list[Tensor]:
+        return [t + self.by for t in tensors]
 
 
 SAME, TRANSPOSED = Same(), Transposed()

@@ -6,7 +6,8 @@ import torch
 from gguf import GGML_QUANT_SIZES, GGMLQuantizationType, quants
 
 from mirada.errors import MiradaError
-from mirada.weights import blocks
+from mirada.kernels import blocks
+from mirada.weights.blocks import BY_NAME, TYPES
 
 HALVES = {  # where each type keeps its float16 fields
     "Q8_0": [0], "Q4_0": [0], "Q4_1": [0, 2], "Q5_0": [0], "Q5_1": [0, 2],
@@ -17,7 +18,7 @@ HALVES = {  # where each type keeps its float16 fields
 def random_blocks(type: str, rows: int, per_row: int, seed: int) -> np.ndarray:
     """Random bytes, with every float16 field finite (subnormal, negative and zero included)."""
     rng = np.random.default_rng(seed)
-    _, size = blocks.BY_NAME[type]
+    _, size = BY_NAME[type]
     raw = rng.integers(0, 256, (rows * per_row, size), dtype=np.uint8)
     for at in HALVES.get(type, []):
         half = rng.integers(0, 0x7C00, len(raw)) | rng.integers(0, 2, len(raw)) << 15
@@ -32,11 +33,11 @@ def same_bits(ours: torch.Tensor, reference: np.ndarray) -> bool:
 
 def test_the_table_of_types():
     for kind, (elements, size) in GGML_QUANT_SIZES.items():
-        assert blocks.TYPES[kind.value] == (kind.name, elements, size)
-    assert len(blocks.TYPES) == len(GGML_QUANT_SIZES)
+        assert TYPES[kind.value] == (kind.name, elements, size)
+    assert len(TYPES) == len(GGML_QUANT_SIZES)
 
 
-@pytest.mark.parametrize("type", blocks.READABLE)
+@pytest.mark.parametrize("type", blocks.GGML)
 @pytest.mark.parametrize("rows, per_row", [(1, 1), (3, 2), (64, 5)])
 def test_bits_of_random_blocks(type, rows, per_row):
     raw = random_blocks(type, rows, per_row, seed=rows)

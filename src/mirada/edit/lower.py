@@ -1,0 +1,458 @@
+"""A built decoder lowered to a flat program for the native runtime: its tree is walked once.
+
+Each class of module has a function here that writes its operators; a module that has none makes
+the whole model stay with torch, and `Unlowered` names it.
+"""
+
+from __future__ import annotations
+
+import os
+import warnings
+from collections.abc import Callable
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from mirada.core.attend import Attend, pinned
+from mirada.core.attention import Absent, Attention, NoBias, NoGate
+from mirada.core.bias import Alibi
+from mirada.core.block import Block, Branch, ParallelBlock, Residual, Stack
+from mirada.core.embed import Tokens
+from mirada.core.heads import LMHead
+from mirada.core.linear import KEPT, Quantized, QuantizedEmbedding
+from mirada.core.mlp import MLP
+from mirada.core.norm import LayerNorm, QKNorm, RMSNorm
+from mirada.core.position import ByChannel, Dynamic, Learned, Rotary
+from mirada.errors import MiradaError
+from mirada.kernels.native import (
+    ADD, BUFFERS, INTERLEAVED, KINDS, LAYER, OPEN, OPERATORS, PAGE, REUSE, RMS, Memory, Native, Operator,
+    Program, Unbuilt, library)
+
+ACTS: dict[int, Callable[[Tensor], Tensor]] = {  # the runtime's activations, by its numbers
+    1: F.silu, 2: F.gelu, 3: lambda x: F.gelu(x, approximate="tanh"), 4: F.relu,
+    5: lambda x: F.relu(x).square()}
+TABLE = 1024  # positions that the rotary tables hold at first; they double
+LOGITS = -1  # stands for the buffer behind the last: the caller's
+FLOATS = {torch.float32: "F32", torch.float16: "F16", torch.bfloat16: "BF16"}
+
+
+class Unlowered(MiradaError):
+    """This model has no native program; the message names the first module that lacks one."""
+
+
+def attach(model, **options) -> Native:
+    """Lower a model and let generation run it natively: sets and gives model.native.
+
+    options: see lower. Models whose weights are kept in blocks are attached at their first generation
+    by themselves. Raises Unlowered, or Unbuilt where this machine cannot build the runtime.
+    """
+    model.native = lower(model, **options)
+    return model.native
+
+
+def lower(model, *, half: bool | None = None, codes: int = 16, flags=()) -> Native:
+    """A model's native program, with its weights copied into the runtime's layout.
+
+    half: keys and values are kept in half precision; None: where any weight is quantized.
+    codes: bits of the activations that quantized weights meet. With 16 the logits are the modules'
+    to a few parts in ten thousand; 8, as other engines have it, reads prompts and batches half
+    as fast again, and its rounding shows: 0.2 in a logit, 0.005 nats, of a 135 M model.
+    flags: for the compiler. Raises Unlowered and Unbuilt.
+    """
+    if codes not in (8, 16):
+        raise MiradaError(f"codes is {codes}; activations have 8 bits or 16")
+    lowering = Lowering()
+    lowering.model(model)
+    lib = library(*([] if codes == 16 else ["-DDEEP=0"]), *flags)
+    native = lowering.native(lib, half)
+    native.stamp = _stamp(model)
+    return native
+
+
+def ready(model) -> Native | None:
+    """The program that generation may run now, or None where torch must: see `path`."""
+    if _watched(model):
+        return None
+    if isinstance(model.native, Native) and model.native.stamp != _stamp(model):
+        model.native = None if _kept(model) else lower(model)  # its weights are others now
+    if model.native is None and _kept(model):
+        try:
+            attach(model)
+        except Unlowered as error:
+            model.native = str(error)
+        except Unbuilt as error:
+            model.native = str(error)
+            if os.environ.get("MIRADA_NATIVE") != "0":
+                warnings.warn(f"generation runs with torch, which is slower: {error}", stacklevel=2)
+    return model.native if isinstance(model.native, Native) else None
+
+
+def path(model) -> str:
+    """What generation runs, and why, in a sentence."""
+    watched = _watched(model)
+    if watched:
+        return f"torch: {watched}"
+    if isinstance(model.native, str):
+        return f"torch: {model.native}"
+    try:
+        lowering = Lowering()
+        lowering.model(model)
+    except Unlowered as error:
+        return f"torch: {error}"
+    if model.native is None and not _kept(model):
+        return "torch; mirada.edit.lower.attach(model) gives it a native program"
+    return f"native runtime, {len(lowering.ops)} operators" + (
+        "" if model.native is not None else ", made at the first generation")
+
+
+def _watched(model) -> str | None:
+    """Why the modules themselves must run, or None."""
+    if model.training:
+        return "the model is in training mode"
+    if pinned() is not None:
+        return f"the attention kernel {pinned()!r} is asked for"
+    if any(m._forward_hooks or m._forward_pre_hooks for m in model.modules()):
+        return "a recording or an intervention listens to its modules"
+    return None
+
+
+def _kept(model) -> bool:
+    return any(isinstance(m, KEPT) for m in model.modules())
+
+
+def _stamp(model) -> list[tuple[int, int]]:
+    """Which tensors a model has and how often each was written to: what a program depends on."""
+    tensors = [*model.parameters(), *model.buffers()]
+    return [(t.data_ptr(), 0 if t.is_inference() else t._version) for t in tensors]
+
+
+class Lowering:
+    """The operators of a program as they are written, and what they point at."""
+
+    def __init__(self):
+        self.ops: list[Operator] = []
+        self.widths: list[int] = []  # of each buffer, in numbers a token
+        self.names: dict[str, int] = {}  # buffers that all layers share
+        self.keep: list[Tensor] = []  # whose addresses the operators hold
+        self.packs: list[tuple[Operator, str, Tensor]] = []  # a matrix's place, and its rows
+        self.rotaries: list[tuple[Operator, Rotary]] = []
+        self.page, self.group, self.positions = 0, 1, 1 << 30  # page: elements so far
+        self.path = "the model"  # what is lowered now, for messages
+
+    def fail(self, module: nn.Module, why: str = "has no native operator") -> Unlowered:
+        return Unlowered(f"{self.path}: {type(module).__name__} {why}")
+
+    def buffer(self, name: str, width: int) -> int:
+        """The buffer of this name, as wide as its widest use."""
+        index = self.names.setdefault(name, len(self.names))
+        self.widths += [0] * (index + 1 - len(self.widths))
+        self.widths[index] = max(self.widths[index], width)
+        return index
+
+    def op(self, name: str, *pointers: int | None, **fields) -> Operator:
+        op = Operator(op=OPERATORS.index(name), **fields)
+        for n, pointer in enumerate(pointers):
+            op.p[n] = pointer
+        self.ops.append(op)
+        return op
+
+    def held(self, tensor: Tensor | None, dtype: torch.dtype | None = torch.float32) -> int | None:
+        """The address of a tensor's numbers, which live as long as the program."""
+        if tensor is None:
+            return None
+        self.keep.append(tensor.detach().to("cpu", dtype).contiguous())
+        return self.keep[-1].data_ptr()
+
+    def model(self, model) -> None:
+        if model.encoder_decoder:
+            raise Unlowered("encoder-decoders have no native program yet")
+        if model.kind != "decoder" or type(model.head) is not LMHead:
+            raise Unlowered(f"{model.architecture} does not write one token after another")
+        if model.device.type != "cpu":
+            raise Unlowered(f"its weights are on {model.device}, and the native runtime is a CPU's")
+        if any(p.dtype == torch.float64 for p in model.parameters()):
+            raise Unlowered("float64 weights are computed by torch alone")
+        self.vocab = model.head.out.out_features
+        x = self.stack(model.body)
+        self.head(model.head, x, model.body.norm)
+
+    def stack(self, stack: nn.Module) -> int:
+        if type(stack) is not Stack:
+            raise self.fail(stack)
+        self.path = "embed"
+        x = self.embed(stack.embed)
+        for place, index in enumerate(stack.order):
+            block = stack.blocks[index]
+            self.path = f"blocks.{place}"
+            if type(block) not in BLOCKS:
+                raise self.fail(block)
+            BLOCKS[type(block)](self, block, x)
+        return x
+
+    def embed(self, embed: nn.Module) -> int:
+        if type(embed) is not Tokens:
+            raise self.fail(embed)
+        if embed.segment is not None or not _empty(embed.project):
+            raise self.fail(embed, "with segments or a narrow table has no native operator")
+        table, places = embed.token, embed.position
+        rows, kind = self.rows(table)
+        width = table.embedding_dim
+        x = self.buffer("stream", width)
+        op = self.op("embed", self.held(rows, None), dst=x, width=width, kind=kind,
+                     scale=embed.scale * _widening(table))
+        if places is not None:
+            if type(places) is not Learned:
+                raise self.fail(places)
+            self.positions = places.context
+            op.p[1], op.extra = self.held(places.weight), places.num_embeddings - places.context
+        self.norm(embed.norm, x, x)
+        return x
+
+    def block(self, block: Block, x: int) -> None:
+        path = self.path
+        for name, sublayer in block.named_children():
+            self.path = f"{path}.{name}"
+            if type(sublayer) is not Residual:
+                raise self.fail(sublayer)
+            inner = self.begin(sublayer.f, x, sublayer.pre)
+            if _empty(sublayer.post):
+                self.end(sublayer.f, inner, x, ADD)
+            else:
+                y = self.buffer("aside", self.widths[x])
+                self.end(sublayer.f, inner, y)
+                self.norm(sublayer.post, y, x, ADD)
+            self.norm(sublayer.out, x, x)
+
+    def parallel(self, block: ParallelBlock, x: int) -> None:
+        """All branches read the stream before one of them writes to it."""
+        path, begun = self.path, []
+        for name in block.names:
+            branch = getattr(block, name)
+            self.path = f"{path}.{name}"
+            if type(branch) is not Branch:
+                raise self.fail(branch)
+            if not _empty(block.norm) and not _empty(branch.pre):
+                raise self.fail(block, "with one norm behind another has no native operator")
+            pre = block.norm if _empty(branch.pre) else branch.pre
+            begun.append((branch.f, self.begin(branch.f, x, pre, name)))
+        for f, inner in begun:
+            self.end(f, inner, x, ADD)
+
+    def begin(self, f: nn.Module, x: int, pre: nn.Module, own: str = "") -> int:
+        """A sublayer up to its last projection; gives the buffer which that reads."""
+        if type(f) not in SUBLAYERS:
+            raise self.fail(f)
+        return SUBLAYERS[type(f)](self, f, x, pre, own)
+
+    def end(self, f: nn.Module, inner: int, y: int, flags: int = 0) -> None:
+        last = f.o if isinstance(f, Attention) else f.down
+        self.linears([(last, y)], inner, flags=flags)
+
+    def attention(self, a: Attention, x: int, pre: nn.Module, own: str) -> int:
+        mask, H, G = a.mask, a.heads, a.kv_heads
+        if not _empty(a.gate) or a.sinks is not None:
+            raise self.fail(a, "with a gate or sinks has no native operator")
+        other = (mask.prefix, mask.everywhere, mask.padding, mask.slots)
+        if not mask.causal or mask.segments or mask.patterns or any(x is not None for x in other):
+            raise self.fail(a, "whose mask is more than causal has no native operator")
+        if type(a.attend) is not Attend:
+            raise self.fail(a.attend)
+        K, V = a.q.out_features // H, a.v.out_features // G
+        q, k, v = (self.buffer(name, n) for name, n in (("q", H * K), ("k", G * K), ("v", G * V)))
+        z = self.buffer("z" + own, H * V)
+        self.linears([(a.q, q), (a.k, k), (a.v, v)], x, pre)
+        shape = dict(heads=H, kv_heads=G, head=K, value=V,
+                     at_k=self.page, at_v=self.page + G * K * PAGE)  # bytes once all is known
+        self.page += G * (K + -(-V // 16) * 16) * PAGE
+        turn = self.op("turn", src=q, dst=k, extra=v, **shape)
+        if not _empty(a.qk_norm):
+            self.qk_norm(a.qk_norm, turn)
+        if not _empty(a.rotary):
+            self.rotary(a.rotary, turn)
+        self.op("attend", self.slopes(a.score_bias), src=q, dst=z, scale=a.scale, cap=a.cap or 0.0,
+                window=mask.window or 0, **shape)
+        self.group = max(self.group, H // G)
+        return z
+
+    def slopes(self, bias: nn.Module) -> int | None:
+        if _empty(bias):
+            return None
+        if type(bias) is not Alibi:
+            raise self.fail(bias)
+        return self.held(torch.tensor(bias.slopes))
+
+    def qk_norm(self, norms: nn.Module, turn: Operator) -> None:
+        if type(norms) is not QKNorm or not type(norms.q) is type(norms.k) is RMSNorm:
+            raise self.fail(norms)
+        turn.norm, turn.eps, turn.eps_k = RMS, norms.q.eps, norms.k.eps
+        turn.p[0], turn.p[1] = (self.held(n.weight + n.offset) for n in (norms.q, norms.k))
+
+    def rotary(self, rotary: nn.Module, turn: Operator) -> None:
+        if type(rotary) is not Rotary:
+            raise self.fail(rotary)
+        by = rotary.scaling
+        if isinstance(by, Dynamic) or (isinstance(by, ByChannel) and by.short != by.long):
+            raise self.fail(by, "turns earlier keys otherwise as the text grows: no native "
+                            "operator")
+        turn.turning, turn.flags = rotary.dim, INTERLEAVED if rotary.interleaved else 0
+        self.rotaries.append((turn, rotary))
+
+    def mlp(self, mlp: MLP, x: int, pre: nn.Module, own: str) -> int:
+        hidden = self.buffer("hidden" + own, mlp.up.out_features)
+        self.linears([(mlp.up, hidden)], x, pre, gate=mlp.gate, act=self.activation(mlp.act))
+        return hidden
+
+    def activation(self, act: nn.Module) -> int:
+        """The runtime's function with the same values: there are more names than functions."""
+        x = torch.linspace(-12, 12, 4801)
+        with torch.no_grad():
+            y = act(x)
+        found = [n for n, f in ACTS.items() if torch.allclose(y, f(x), rtol=0, atol=2e-6)]
+        if not found:
+            raise self.fail(act)
+        return found[0]
+
+    def head(self, head: LMHead, x: int, norm: nn.Module) -> None:
+        self.path = "head"
+        if not _empty(head.transform):
+            raise self.fail(head.transform)
+        width = self.widths[x]
+        last = self.buffer("aside", width)
+        self.op("gather", src=x, dst=last, width=width)
+        if head.scale != 1.0:
+            self.norm(norm, last, last)
+            self.op("scale", dst=last, width=width, scale=head.scale)
+            norm = None
+        self.linears([(head.out, LOGITS)], last, norm)
+        if head.cap is not None:
+            self.op("cap", dst=LOGITS, width=self.vocab, cap=head.cap)
+
+    def normed(self, norm: nn.Module | None) -> tuple[list, dict]:
+        """Pointers and fields with which an operator norms its input."""
+        if norm is None or _empty(norm):
+            return [None, None], {}
+        if type(norm) is RMSNorm:
+            return [self.held(norm.weight + norm.offset), None], dict(norm=RMS, eps=norm.eps)
+        if type(norm) is LayerNorm:
+            return [self.held(norm.weight), self.held(norm.bias)], dict(norm=LAYER, eps=norm.eps)
+        raise self.fail(norm)
+
+    def norm(self, norm: nn.Module, src: int, dst: int, flags: int = 0) -> None:
+        pointers, fields = self.normed(norm)
+        if fields:
+            self.op("norm", *pointers, src=src, dst=dst, width=self.widths[src], flags=flags,
+                    **fields)
+
+    def linears(self, parts: list, src: int, norm: nn.Module | None = None, *, flags: int = 0,
+                gate: nn.Module | None = None, act: int = 0) -> None:
+        """Projections of one input, which is normed and made codes once while all read the same."""
+        pointers, fields = self.normed(norm)
+        before = None
+        for module, dst in parts:
+            op = self.op("linear", *pointers, src=src, dst=dst, flags=flags, act=act, **fields)
+            wide = self.matrix(op, "a", module)
+            if gate is not None and self.matrix(op, "gate", gate) != wide:
+                raise self.fail(gate, "is quantized and its neighbour is not, or the reverse")
+            if wide == before:
+                op.flags |= REUSE
+                self.ops[-2].flags |= OPEN
+            before = wide
+
+    def matrix(self, op: Operator, place: str, module: nn.Module) -> bool:
+        """Note a matrix to be packed; True where its weights are floats."""
+        rows, kind = self.rows(module)
+        bias = module.bias
+        if bias is not None:
+            bias = self.held(F.pad(bias.detach().float(), (0, -len(bias) % 16)))
+        where = getattr(op, place)
+        where.kind, where.rows, where.cols = kind, module.out_features, module.in_features
+        where.bias = bias
+        self.packs.append((op, place, rows))
+        return kind in (KINDS["F32"], KINDS["F16"], KINDS["BF16"])
+
+    def rows(self, module: nn.Module) -> tuple[Tensor, int]:
+        """A weight's rows as they lie, and their kind."""
+        if type(module) in (Quantized, QuantizedEmbedding):
+            if module.type not in KINDS:
+                raise self.fail(module, f"of type {module.type} has no native operator")
+            return module.blocks.contiguous(), KINDS[module.type]
+        if type(module) is not nn.Linear and not isinstance(module, nn.Embedding):
+            raise self.fail(module)
+        weight = module.weight.detach()
+        return weight.contiguous(), KINDS[FLOATS[weight.dtype]]
+
+    def native(self, lib, half: bool | None) -> Native:
+        if len(self.widths) >= BUFFERS:
+            raise Unlowered(f"its blocks need more than {BUFFERS - 1} buffers")
+        if half is None:
+            half = any(op.a.kind not in (0, 1, 30) for op in self.ops)
+        size = 2 if half else 4
+        self.pack(lib)
+        for op in self.ops:
+            op.at_k, op.at_v = op.at_k * size, op.at_v * size
+            op.dst = len(self.widths) if op.dst == LOGITS else op.dst
+        ops = (Operator * len(self.ops))(*self.ops)
+        program = Program(ops, len(ops), len(self.widths), half, self.group, self.vocab,
+                          self.positions, page_bytes=self.page * size)
+        program.width[: len(self.widths)] = self.widths
+        places = [(n, r) for n, op in enumerate(self.ops) for o, r in self.rotaries if o is op]
+        grow = _Turns(program, places, self.positions) if places else None
+        return Native(lib, program, [ops, *self.keep], grow)
+
+    def pack(self, lib) -> None:
+        """Copy every matrix into the runtime's layout."""
+        def shape(op, place):
+            at = getattr(op, place)
+            return at, (at.kind, at.rows, at.cols)
+
+        sizes = [lib.mirada_packed_bytes(*shape(op, place)[1]) for op, place, _ in self.packs]
+        memory = Memory(lib, sum(sizes))
+        self.keep.append(memory)
+        for (op, place, rows), size in zip(self.packs, sizes, strict=True):
+            at, numbers = shape(op, place)
+            at.data = memory.take(size)
+            lib.mirada_pack(*numbers, rows.data_ptr(), at.data, torch.get_num_threads())
+            at.kind = lib.mirada_kind(at.kind)
+
+
+class _Turns:
+    """The rotary tables of a program, which grow with the longest text."""
+
+    def __init__(self, program: Program, places: list[tuple[int, Rotary]], most: int):
+        self.program, self.places, self.most = program, places, most
+        self.tables: dict[Rotary, Tensor] = {}
+        program.positions = 0
+
+    def __call__(self, positions: int) -> None:
+        length = min(max(TABLE, 1 << (positions - 1).bit_length()), self.most)
+        steps = torch.arange(length)[None]
+        for n, rotary in self.places:
+            if len(self.tables.get(rotary, ())) != length:
+                cos, sin = rotary.table(steps, torch.float32)  # (1, 1, N, dim / 2)
+                self.tables[rotary] = torch.cat([cos, sin], -1)[0, 0].contiguous()
+            self.program.ops[n].p[2] = self.tables[rotary].data_ptr()
+        self.program.positions = length
+
+
+def _empty(module: nn.Module) -> bool:
+    """True for what stands in a slot and does nothing."""
+    return type(module) in (Absent, NoBias, NoGate, nn.Identity)
+
+
+def _widening(table: nn.Module) -> float:
+    """By how much a table multiplies its rows, which a subclass may; found by asking it."""
+    if type(table) in (nn.Embedding, QuantizedEmbedding):
+        return 1.0
+    with torch.no_grad():
+        rows = table.weight[:8].flatten()
+        given = table(torch.arange(min(8, table.num_embeddings))).flatten()
+        top = rows.abs().argmax()
+        factor = float(given[top] / rows[top])
+        if not torch.allclose(given.float(), rows.float() * factor, rtol=0.02, atol=1e-6):
+            raise Unlowered(f"embed: {type(table).__name__} has no native operator")
+    return factor
+
+
+BLOCKS = {Block: Lowering.block, ParallelBlock: Lowering.parallel}
+SUBLAYERS = {Attention: Lowering.attention, MLP: Lowering.mlp}

@@ -1,0 +1,91 @@
+"""The native runtime's cache, as a search sees it: rows that grow together in pages of a pool."""
+
+from __future__ import annotations
+
+from collections import Counter
+
+import torch
+from torch import Tensor
+
+from mirada.errors import MiradaError
+
+
+class Rows:
+    """A batch of sequences that grow together, as a search feeds them: tables, pages, copies.
+
+    length (B,): tokens that each row holds. Copies of a row share its pages; one that is not full
+    is copied before it is written to. A page is free again when no row names it.
+    """
+
+    def __init__(self, native):
+        self.native = native.fork()
+        self.tables: list[list[int]] = []
+        self.length: list[int] = []
+        self._shares = False  # two rows may name one page that is not full
+
+    def __call__(self, ids: list[list[int]], keep: int = 1) -> Tensor:
+        """Take in these tokens of each row; scores (B, keep, V) after each of the last."""
+        self.length = self.length or [0] * len(ids)
+        self.tables = self.tables or [[] for _ in ids]
+        self._part()
+        flat, positions, rows, score = [], [], [], []
+        for row, new in enumerate(ids):
+            past = self.length[row]
+            self._widen(row, past + len(new))
+            flat += new
+            positions += range(past, past + len(new))
+            rows += [row] * len(new)
+            score += range(len(flat) - keep, len(flat))
+            self.length[row] = past + len(new)
+        scores = self.native.step(*map(_ints, (flat, positions, rows)), self._table(),
+                                  _ints(score))
+        return scores.view(len(ids), keep, -1)
+
+    def _table(self) -> Tensor:
+        wide = max(map(len, self.tables))
+        return _ints([table + [0] * (wide - len(table)) for table in self.tables])
+
+    def _widen(self, row: int, length: int) -> None:
+        while len(self.tables[row]) * self.native.block < length:
+            self.tables[row].append(self._page())
+
+    def _page(self) -> int:
+        used = {page for table in self.tables for page in table}
+        free = next((n for n in range(len(self.native.pool)) if n not in used), None)
+        if free is None:
+            free = len(self.native.pool)
+            self.native.reserve(max(8, 2 * free))
+        return free
+
+    def reorder(self, index) -> None:
+        """Row b becomes what row index[b] was; index may be longer than the batch."""
+        index = [int(i) for i in index]
+        self.tables = [list(self.tables[i]) for i in index]
+        self.length = [self.length[i] for i in index]
+        self._shares = True
+
+    def _part(self) -> None:
+        """A page of its own for each row that will go on in a shared one."""
+        if not self._shares:
+            return
+        users = Counter(page for table in self.tables for page in table)
+        for table, length in zip(self.tables, self.length, strict=True):
+            if length % self.native.block and users[table[-1]] > 1:
+                users[table[-1]] -= 1
+                mine = self._page()
+                self.native.pool[mine] = self.native.pool[table[-1]]
+                table[-1] = mine
+        self._shares = False
+
+    def crop(self, lengths: int | list[int]) -> None:
+        """Forget all but the first `lengths` tokens, of each row its own or of all the same."""
+        wanted = [lengths] * len(self.length) if isinstance(lengths, int) else lengths
+        if any(not 0 <= n <= held for n, held in zip(wanted, self.length, strict=True)):
+            raise MiradaError(f"cannot crop to {lengths} tokens: the rows hold {self.length}")
+        self.length, self._shares = wanted, True
+        self.tables = [table[: -(-n // self.native.block)]
+                       for table, n in zip(self.tables, self.length, strict=True)]
+
+
+def _ints(values: list) -> Tensor:
+    return torch.tensor(values, dtype=torch.int32)

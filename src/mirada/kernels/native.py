@@ -1,0 +1,239 @@
+"""The native runtime: runtime.c built where a compiler is, and programs of its operators run."""
+
+from __future__ import annotations
+
+import ctypes
+import hashlib
+import os
+import platform
+import shutil
+import subprocess
+import sys
+import tempfile
+from ctypes import c_float, c_int32, c_int64, c_void_p
+from functools import cache
+from pathlib import Path
+
+import torch
+from torch import Tensor
+
+from mirada.errors import MiradaError
+
+SOURCE = Path(__file__).with_name("runtime.c")
+FLAGS = ("-O2", "-march=native", "-std=gnu11", "-ffp-contract=fast", "-fPIC", "-shared", "-pthread",
+         "-Wno-psabi")
+PAGE = 32  # tokens in a page of the pool, as in runtime.c
+CHUNK = 512  # tokens that one step of the runtime takes: bounds its buffers
+BUFFERS = 16
+REUSE, OPEN, ADD, INTERLEAVED = 1, 2, 4, 8  # flags of an operator
+RMS, LAYER = 1, 2
+OPERATORS = ("embed", "norm", "linear", "turn", "attend", "gather", "scale", "cap")
+KINDS = {"F32": 0, "F16": 1, "BF16": 30, "Q4_0": 2, "Q4_1": 3, "Q5_0": 6, "Q5_1": 7, "Q8_0": 8,
+         "Q4_K": 12, "Q5_K": 13, "Q6_K": 14}  # what a weight may be, by ggml's numbers
+REFUSALS = {1: "a token id is not of the vocabulary", 2: "a token's row has no table",
+            3: "a position lies beyond its row's table or the model's positions",
+            4: "a table names a page that the pool lacks",
+            5: "a scored token is not one of the step's", 6: "there is no memory for the step"}
+
+
+class Matrix(ctypes.Structure):
+    _fields_ = [("kind", c_int32), ("rows", c_int32), ("cols", c_int32), ("unused", c_int32),
+                ("data", c_void_p), ("bias", c_void_p)]
+
+
+class Operator(ctypes.Structure):
+    _fields_ = [(name, c_int32) for name in (
+        "op", "flags", "src", "dst", "width", "kind", "act", "norm", "heads", "kv_heads", "head",
+        "value", "turning", "window", "extra", "unused")]
+    _fields_ += [(name, c_float) for name in ("eps", "scale", "cap", "eps_k")]
+    _fields_ += [("at_k", c_int64), ("at_v", c_int64), ("p", c_void_p * 4), ("a", Matrix),
+                 ("gate", Matrix)]
+
+
+class Program(ctypes.Structure):
+    _fields_ = [("ops", ctypes.POINTER(Operator))]
+    _fields_ += [(name, c_int32) for name in (
+        "count", "buffers", "half", "group", "vocab", "positions")]
+    _fields_ += [("width", c_int32 * BUFFERS), ("page_bytes", c_int64)]
+
+
+class Batch(ctypes.Structure):
+    _fields_ = [(name, c_int32) for name in (
+        "tokens", "sequences", "pages", "scored", "pool_pages", "unused")]
+    _fields_ += [(name, c_void_p) for name in (
+        "ids", "positions", "rows", "tables", "score", "pool", "out")]
+
+
+class Unbuilt(MiradaError):
+    """The runtime cannot be had on this machine; the message says why."""
+
+
+@cache
+def library(*more: str) -> ctypes.CDLL:
+    """The runtime, compiled at first use (a few seconds) and kept in the user's cache folder.
+
+    more: further flags of the compiler. Raises Unbuilt.
+    """
+    if os.environ.get("MIRADA_NATIVE") == "0":
+        raise Unbuilt("MIRADA_NATIVE=0 turns the native runtime off")
+    compiler = next(filter(None, map(shutil.which, ("cc", "gcc", "clang"))), None)
+    if compiler is None:
+        raise Unbuilt("the native runtime needs a C compiler (cc, gcc or clang), and there is none")
+    if platform.system() == "Windows":
+        raise Unbuilt("the native runtime is for Linux and macOS")
+    target = _folder() / f"runtime-{_key(compiler, more)}.so"
+    if not target.exists():
+        _compile(compiler, more, target)
+    try:
+        lib = ctypes.CDLL(str(target))
+    except OSError as error:
+        raise Unbuilt(f"the native runtime was built and cannot be loaded: {error}") from None
+    lib.mirada_packed_bytes.restype = c_int64
+    lib.mirada_memory.restype = c_void_p
+    lib.mirada_memory.argtypes = [c_int64]
+    lib.mirada_release.argtypes = [c_void_p, c_int64]
+    lib.mirada_pack.argtypes = [c_int32] * 3 + [c_void_p] * 2 + [c_int32]
+    lib.mirada_expand.argtypes = [c_int32] * 2 + [c_void_p] * 2
+    return lib
+
+
+def missing() -> str | None:
+    """Why there is no native runtime here, or None where there is one (building it if need be)."""
+    try:
+        library()
+    except Unbuilt as error:
+        return str(error)
+    return None
+
+
+def _folder() -> Path:
+    """The cache folder, this user's alone: what lies in it is run."""
+    home = os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache"
+    folder = Path(home) / "mirada"
+    try:
+        folder.mkdir(mode=0o700, parents=True, exist_ok=True)
+        stat = folder.stat()
+    except (OSError, RuntimeError) as error:
+        raise Unbuilt(f"{folder} cannot be made for the native runtime: {error}") from None
+    if stat.st_uid != os.getuid() or stat.st_mode & 0o022:
+        raise Unbuilt(f"{folder} may be written by others: chmod 700 {folder}, or set "
+                      "XDG_CACHE_HOME to a folder of your own")
+    return folder
+
+
+def _key(compiler: str, more: tuple[str, ...]) -> str:
+    """Of the source, the compiler and the processor: a cache may be shared by several machines."""
+    found = hashlib.sha256(SOURCE.read_bytes())
+    version = subprocess.run([compiler, "--version"], capture_output=True, text=True, check=False)
+    cpu = Path("/proc/cpuinfo")
+    lines = cpu.read_text().splitlines() if cpu.exists() else [platform.processor()]
+    able = next((x for x in lines if x.startswith(("flags", "Features"))), lines[0])
+    for part in (*FLAGS, *more, version.stdout, platform.machine(), able):
+        found.update(part.encode() + b"\0")
+    return found.hexdigest()[:20]
+
+
+def _compile(compiler: str, more: tuple[str, ...], target: Path) -> None:
+    if sys.stderr.isatty():
+        print("building the native runtime (once, a few seconds)", file=sys.stderr)
+    handle, aside = tempfile.mkstemp(suffix=".so", dir=target.parent)
+    os.close(handle)
+    try:
+        done = subprocess.run([compiler, *FLAGS, *more, "-o", aside, str(SOURCE), "-lm"],
+                              capture_output=True, text=True, check=False)
+        if done.returncode:
+            line = next(iter(done.stderr.strip().splitlines()), f"exit code {done.returncode}")
+            raise Unbuilt(f"{compiler} could not build the native runtime: {line}")
+        os.rename(aside, target)  # two processes may build at once: each renames a whole file
+    finally:
+        Path(aside).unlink(missing_ok=True)
+
+
+class Memory:
+    """Bytes outside torch's allocator, in huge pages where there are such; freed with this."""
+
+    def __init__(self, lib: ctypes.CDLL, size: int):
+        self.lib, self.size, self.used = lib, size, 0
+        self.start = lib.mirada_memory(max(size, 1))
+        if not self.start:
+            raise MiradaError(f"there is no memory for {size:,} bytes of weights")
+
+    def take(self, size: int) -> int:
+        """The address of the next `size` bytes."""
+        at = self.start + self.used
+        self.used += size
+        return at
+
+    def __del__(self):
+        if getattr(self, "start", None):
+            self.lib.mirada_release(self.start, max(self.size, 1))
+
+
+class Native:
+    """A program, its weights, and a pool of pages that hold keys and values.
+
+    block: tokens in a page. block_bytes: its size, over all layers. A step is over a flat list of
+    tokens of any sequences; a page belongs to whoever names it in its table.
+    """
+
+    block = PAGE
+
+    def __init__(self, lib: ctypes.CDLL, program: Program, keep: list, grow=None):
+        """keep: what the program points at. grow(positions): called before positions that the
+        program has no tables for; it must raise program.positions."""
+        self.lib, self.program, self.keep, self.grow = lib, program, keep, grow
+        self.block_bytes, self.vocab = int(program.page_bytes), int(program.vocab)
+        self.pool = torch.empty(0, self.block_bytes, dtype=torch.uint8)
+        self.threads: int | None = None  # torch's own number when None
+        self.stamp: list = []  # the tensors that it was made of; see edit.lower
+
+    def fork(self) -> Native:
+        """The same program and weights with an empty pool of its own."""
+        new = Native(self.lib, self.program, self.keep, self.grow)
+        new.threads, new.stamp = self.threads, self.stamp
+        return new
+
+    def __deepcopy__(self, memo) -> None:
+        """A copied model lowers itself anew: its weights are others."""
+
+    def reserve(self, blocks: int) -> None:
+        """Room for so many pages; what the first of them hold stays."""
+        old, self.pool = self.pool, torch.empty(blocks, self.block_bytes, dtype=torch.uint8)
+        kept = min(len(old), blocks)
+        self.pool[:kept] = old[:kept]
+
+    def step(self, ids: Tensor, positions: Tensor, rows: Tensor, tables: Tensor,
+             score: Tensor) -> Tensor:
+        """(R, V) float32: scores of what follows the tokens listed in score (R,).
+
+        Token m, ids (M,), stands at positions (M,) of sequence rows (M,), whose pages are
+        tables[rows[m]] (B, n); it sees its sequence up to itself. Tokens of one sequence come in
+        order. Raises MiradaError.
+        """
+        ids, positions, rows, score, tables = (
+            t.to(torch.int32).contiguous() for t in (ids, positions, rows, score, tables))
+        out = torch.empty(len(score), self.vocab)
+        if len(ids) <= CHUNK:
+            self._run(ids, positions, rows, tables, score, out)
+            return out
+        for start in range(0, len(ids), CHUNK):
+            here = ((score >= start) & (score < start + CHUNK)).nonzero()[:, 0]
+            part = torch.empty(len(here), self.vocab)
+            piece = slice(start, start + CHUNK)
+            self._run(ids[piece], positions[piece], rows[piece], tables, score[here] - start, part)
+            out[here] = part
+        return out
+
+    def _run(self, ids, positions, rows, tables, score, out) -> None:
+        longest = int(positions.max()) + 1
+        if longest > self.program.positions and self.grow is not None:
+            self.grow(longest)
+        if not len(ids) == len(positions) == len(rows):
+            raise MiradaError("ids, positions and rows of a step must be of one length")
+        batch = Batch(len(ids), len(tables), tables.shape[1], len(score), len(self.pool), 0,
+                      ids.data_ptr(), positions.data_ptr(), rows.data_ptr(), tables.data_ptr(),
+                      score.data_ptr(), self.pool.data_ptr(), out.data_ptr())
+        threads = self.threads or torch.get_num_threads()
+        failed = self.lib.mirada_step(ctypes.byref(self.program), ctypes.byref(batch), threads)
+        if failed:
+            raise MiradaError(REFUSALS[failed])

@@ -1,0 +1,1124 @@
+/* One step of a lowered model: a flat list of operators over M tokens, run by a few threads.
+
+   Every thread walks all operators. Work is cut into items, of output rows, heads or tokens, which
+   the threads take from a counter, and a barrier stands where one operator reads what another
+   wrote. Vectors of sixteen numbers are the compiler's own vector types, so the same lines run on
+   any processor; only the four-byte dot product and half precision name instructions.
+
+   Weights lie in tiles of 16 output rows, and of each tile the codes of 32 inputs lie together:
+   byte b of lane r of vector j is input 4j + b of row r. A code is unsigned, a weight is
+   scale * (code - zero) or scale * code + minimum. Activations become 8-bit codes, 32 to a scale. */
+
+#include <math.h>
+#include <pthread.h>
+#include <sched.h>
+#include <stdatomic.h>
+#include <stdint.h>
+#include <stdlib.h>
+#include <string.h>
+#include <sys/mman.h>
+#include <unistd.h>
+
+#if defined(MIRADA_PORTABLE)
+#undef __AVX512VNNI__
+#undef __AVX512F__
+#undef __AVX2__
+#undef __F16C__
+#endif
+#if defined(__AVX2__) || defined(__F16C__)
+#include <immintrin.h>
+#endif
+
+#define INLINE static inline __attribute__((always_inline))
+#define UNROLL _Pragma("GCC unroll 16")
+#define MIN(a, b) ((a) < (b) ? (a) : (b))
+#define MAX(a, b) ((a) > (b) ? (a) : (b))
+
+typedef float f32x16 __attribute__((vector_size(64)));
+typedef int32_t i32x16 __attribute__((vector_size(64)));
+typedef uint32_t u32x16 __attribute__((vector_size(64)));
+typedef uint16_t u16x16 __attribute__((vector_size(32)));
+typedef uint8_t u8x64 __attribute__((vector_size(64)));
+typedef uint8_t u8x16 __attribute__((vector_size(16)));
+typedef int8_t i8x16 __attribute__((vector_size(16)));
+typedef f32x16 any_f32x16 __attribute__((aligned(4), may_alias)); /* as they lie in memory */
+typedef u16x16 any_u16x16 __attribute__((aligned(2), may_alias));
+typedef u8x64 any_u8x64 __attribute__((aligned(1), may_alias));
+typedef u8x16 any_u8x16 __attribute__((aligned(1), may_alias));
+typedef i8x16 any_i8x16 __attribute__((aligned(1), may_alias));
+
+#if defined(__AVX512F__)
+enum { WIDE = 16 }; /* tokens that a tile meets at once: their sums must fit the registers */
+#else
+enum { WIDE = 4 };
+#endif
+#ifndef DEEP
+#define DEEP 1 /* activations are 15-bit codes, in two bytes; 0: 8-bit codes */
+#endif
+#ifndef AHEAD
+#define AHEAD 8192 /* bytes: far enough for memory, near enough for the first cache */
+#endif
+enum { LANES = 16, GROUP = 32, PAGE = 32, SPAN = 256, BUFFERS = 16, THREADS = 256 };
+enum { F32, F16, BF16, Q8, Q8M, Q4, Q4M, Q4K, Q8KM, Q6K };          /* kinds of a packed matrix */
+enum { EMBED, NORM, LINEAR, TURN, ATTEND, GATHER, SCALE, CAP };    /* operators */
+enum { REUSE = 1, OPEN = 2, ADD = 4, INTERLEAVED = 8 };            /* flags of an operator */
+enum { NO_NORM, RMS, LAYER };
+enum { NO_ACT, SILU, GELU, GELU_TANH, RELU, RELU2 };
+
+typedef struct {
+    int32_t kind, rows, cols, unused;
+    const uint8_t *data; /* NULL: no matrix */
+    const float *bias;
+} matrix;
+
+typedef struct {
+    int32_t op, flags, src, dst, width, kind, act, norm;
+    int32_t heads, kv_heads, head, value, turning, window, extra, unused;
+    float eps, scale, cap, eps_k;
+    int64_t at_k, at_v; /* bytes from the start of a page */
+    const void *p[4];
+    matrix a, gate;
+} operator;
+
+typedef struct {
+    const operator *ops;
+    int32_t count, buffers, half, group, vocab, positions;
+    int32_t width[BUFFERS];
+    int64_t page_bytes;
+} program;
+
+typedef struct {
+    int32_t tokens, sequences, pages, scored, pool_pages, unused;
+    const int32_t *ids, *positions, *rows, *tables, *score;
+    uint8_t *pool;
+    float *out; /* (scored, vocab) */
+} batch;
+
+/* ---- numbers ------------------------------------------------------------------------------- */
+
+#define SPLAT(type, x) ((type){x, x, x, x, x, x, x, x, x, x, x, x, x, x, x, x})
+INLINE f32x16 splat(float x) { return SPLAT(f32x16, x); }
+INLINE f32x16 load(const float *p) { return *(const any_f32x16 *)p; }
+INLINE void store(float *p, f32x16 x) { *(any_f32x16 *)p = x; }
+INLINE f32x16 real(i32x16 x) { return __builtin_convertvector(x, f32x16); }
+INLINE f32x16 pick(i32x16 yes, f32x16 a, f32x16 b) {
+    return (f32x16)(((i32x16)a & yes) | ((i32x16)b & ~yes));
+}
+INLINE f32x16 larger(f32x16 a, f32x16 b) { return pick(a > b, a, b); }
+
+INLINE float sum(f32x16 x) {
+    float total = 0;
+    for (int i = 0; i < LANES; i++) total += x[i];
+    return total;
+}
+
+INLINE float largest(f32x16 x) {
+    float most = x[0];
+    for (int i = 1; i < LANES; i++) most = MAX(most, x[i]);
+    return most;
+}
+
+static float from_half(uint16_t h) {
+#ifdef __F16C__
+    return _cvtsh_ss(h);
+#else
+    uint32_t sign = (uint32_t)(h & 0x8000) << 16, bits = h & 0x7fff;
+    union { uint32_t u; float f; } x = {bits << 13}, scale = {0x77800000}; /* 2 ^ 112 */
+    x.f *= scale.f; /* moves the exponent; smaller numbers come out right by themselves */
+    if (bits >= 0x7c00) x.u |= 0x7f800000;
+    x.u |= sign;
+    return x.f;
+#endif
+}
+
+static uint16_t to_half(float f) {
+#ifdef __F16C__
+    return _cvtss_sh(f, 0);
+#else
+    union { float f; uint32_t u; } x = {f};
+    uint32_t sign = x.u >> 16 & 0x8000;
+    x.u &= 0x7fffffff;
+    if (x.u >= 0x7f800000) return sign | (x.u > 0x7f800000 ? 0x7e00 : 0x7c00);
+    if (x.u < 0x38800000) { /* below the smallest normal: let the adder round at 2 ^ -24 */
+        union { float f; uint32_t u; } magic = {.u = 0x3f000000};
+        x.f += magic.f;
+        return sign | (x.u - magic.u);
+    }
+    uint32_t odd = x.u >> 13 & 1;
+    x.u += 0xc8000fff + odd; /* exponent less 112, half of what is cut, ties to even */
+    return sign | MIN(x.u >> 13, 0x7c00);
+#endif
+}
+
+INLINE f32x16 load_half(const uint16_t *p) {
+#if defined(__AVX512F__)
+    return (f32x16)_mm512_cvtph_ps(_mm256_loadu_si256((const __m256i *)p));
+#else
+    f32x16 x;
+    for (int i = 0; i < LANES; i++) x[i] = from_half(p[i]);
+    return x;
+#endif
+}
+
+INLINE f32x16 load_brain(const uint16_t *p) {
+    return (f32x16)(__builtin_convertvector(*(const any_u16x16 *)p, u32x16) << 16);
+}
+
+/* acc[r] += dot of the four codes of lane r with the four signed bytes in x */
+INLINE i32x16 dot(i32x16 acc, u8x64 codes, int32_t x) {
+#if defined(__AVX512VNNI__)
+    return (i32x16)_mm512_dpbusd_epi32((__m512i)acc, (__m512i)codes, _mm512_set1_epi32(x));
+#elif defined(__AVX2__)
+    /* even and odd bytes apart: no pair of products can overflow as in vpmaddubsw */
+    __m256i both = _mm256_set1_epi32(x), *half = (__m256i *)&codes, *sums = (__m256i *)&acc;
+    __m256i even = _mm256_srai_epi16(_mm256_slli_epi16(both, 8), 8);
+    __m256i odd = _mm256_srai_epi16(both, 8);
+    for (int i = 0; i < 2; i++) {
+        __m256i low = _mm256_and_si256(half[i], _mm256_set1_epi16(255));
+        __m256i high = _mm256_srli_epi16(half[i], 8);
+        sums[i] = _mm256_add_epi32(sums[i], _mm256_add_epi32(_mm256_madd_epi16(low, even),
+                                                             _mm256_madd_epi16(high, odd)));
+    }
+    return acc;
+#else
+    for (int r = 0; r < LANES; r++)
+        for (int b = 0; b < 4; b++) acc[r] += codes[4 * r + b] * (int8_t)(x >> 8 * b);
+    return acc;
+#endif
+}
+
+INLINE f32x16 vexp(f32x16 x) { /* within 2e-7 of the true value; 0 below -87 */
+    f32x16 magic = splat(12582912.0f), kept = larger(x, splat(-87.0f));
+    kept = pick(kept > 88.0f, splat(88.0f), kept);
+    f32x16 shifted = kept * 1.44269504f + magic, n = shifted - magic;
+    f32x16 r = kept - n * 0.693359375f + n * 2.12194440e-4f;
+    f32x16 y = r * 1.9875691500e-4f + 1.3981999507e-3f;
+    y = y * r + 8.3334519073e-3f;
+    y = y * r + 4.1665795894e-2f;
+    y = y * r + 1.6666665459e-1f;
+    y = y * r + 5.0000001201e-1f;
+    y = y * r * r + r + 1.0f;
+    f32x16 power = (f32x16)(((i32x16)shifted << 23) + 0x3f800000);
+    return pick(x < -87.0f, splat(0), y * power);
+}
+
+INLINE f32x16 vtanh(f32x16 x) { return 1.0f - 2.0f / (vexp(2.0f * x) + 1.0f); }
+
+INLINE f32x16 verf(f32x16 x) { /* Abramowitz & Stegun 7.1.26: within 1.5e-7 */
+    f32x16 size = (f32x16)((i32x16)x & 0x7fffffff), t = 1.0f / (1.0f + 0.3275911f * size);
+    f32x16 y = t * 1.061405429f - 1.453152027f;
+    y = y * t + 1.421413741f;
+    y = y * t - 0.284496736f;
+    y = (y * t + 0.254829592f) * t;
+    y = 1.0f - y * vexp(-size * size);
+    return (f32x16)((i32x16)y | ((i32x16)x & (int32_t)0x80000000));
+}
+
+INLINE f32x16 activate(int act, f32x16 x) {
+    if (act == SILU) return x / (1.0f + vexp(-x));
+    if (act == GELU) return 0.5f * x * (1.0f + verf(x * 0.70710678f));
+    if (act == GELU_TANH)
+        return 0.5f * x * (1.0f + vtanh(0.79788456f * (x + 0.044715f * x * x * x)));
+    if (act == RELU) return larger(x, splat(0));
+    if (act == RELU2) return larger(x, splat(0)) * larger(x, splat(0));
+    return x;
+}
+
+/* ---- blocks of ggml -> codes; their types by ggml's numbers --------------------------------- */
+
+enum { T_F32 = 0, T_F16 = 1, T_Q4_0 = 2, T_Q4_1 = 3, T_Q5_0 = 6, T_Q5_1 = 7, T_Q8_0 = 8,
+       T_Q4_K = 12, T_Q5_K = 13, T_Q6_K = 14, T_BF16 = 30 };
+
+typedef struct { uint8_t code[GROUP], scale[2], least; uint16_t d, m; } group;
+
+static int is_wide(int type) { return type == T_F32 || type == T_F16 || type == T_BF16; }
+
+static int kind_of(int type) {
+    switch (type) {
+        case T_F32: return F32;
+        case T_F16: return F16;
+        case T_BF16: return BF16;
+        case T_Q8_0: case T_Q5_0: return Q8;
+        case T_Q5_1: return Q8M;
+        case T_Q4_0: return Q4;
+        case T_Q4_1: return Q4M;
+        case T_Q4_K: return Q4K;
+        case T_Q5_K: return Q8KM;
+        case T_Q6_K: return Q6K;
+        default: return -1;
+    }
+}
+
+static int64_t row_bytes(int type, int cols) {
+    switch (type) {
+        case T_F32: return 4L * cols;
+        case T_F16: case T_BF16: return 2L * cols;
+        case T_Q8_0: return cols / 32 * 34L;
+        case T_Q5_0: return cols / 32 * 22L;
+        case T_Q5_1: return cols / 32 * 24L;
+        case T_Q4_0: return cols / 32 * 18L;
+        case T_Q4_1: return cols / 32 * 20L;
+        case T_Q4_K: return cols / 256 * 144L;
+        case T_Q5_K: return cols / 256 * 176L;
+        default: return cols / 256 * 210L;
+    }
+}
+
+static uint16_t two(const uint8_t *p) { return p[0] | p[1] << 8; }
+
+static void nibbles(const uint8_t *p, uint8_t *code) {
+    for (int i = 0; i < 16; i++) code[i] = p[i] & 15, code[16 + i] = p[i] >> 4;
+}
+
+static void fifths(const uint8_t *p, uint8_t *code, int more) {
+    uint32_t bits = two(p) | (uint32_t)two(p + 2) << 16;
+    for (int i = 0; i < GROUP; i++) code[i] = (code[i] | (bits >> i & 1) << 4) + more;
+}
+
+static void k_scales(const uint8_t *p, int g, group *o) {
+    if (g < 4) o->scale[0] = p[g] & 63, o->least = p[g + 4] & 63;
+    else o->scale[0] = (p[g + 4] & 15) | (p[g - 4] >> 2 & 48),
+         o->least = p[g + 4] >> 4 | (p[g] >> 2 & 48);
+}
+
+/* codes and scales of inputs 32g .. 32g + 31; symmetric 8-bit codes all have their zero at 128 */
+static void decode(int type, const uint8_t *row, int g, group *o) {
+    const uint8_t *b = row, *q;
+    int in = g & 7;
+    switch (type) {
+        case T_Q8_0:
+            b += g * 34, o->d = two(b);
+            for (int i = 0; i < GROUP; i++) o->code[i] = b[2 + i] ^ 128;
+            return;
+        case T_Q4_0: b += g * 18, o->d = two(b), nibbles(b + 2, o->code); return;
+        case T_Q4_1: b += g * 20, o->d = two(b), o->m = two(b + 2), nibbles(b + 4, o->code); return;
+        case T_Q5_0:
+            b += g * 22, o->d = two(b), nibbles(b + 6, o->code), fifths(b + 2, o->code, 112);
+            return;
+        case T_Q5_1:
+            b += g * 24, o->d = two(b), o->m = two(b + 2);
+            nibbles(b + 8, o->code), fifths(b + 4, o->code, 0);
+            return;
+        case T_Q4_K: case T_Q5_K:
+            b += g / 8 * (type == T_Q4_K ? 144 : 176), o->d = two(b), o->m = two(b + 2);
+            k_scales(b + 4, in, o), q = b + (type == T_Q4_K ? 16 : 48) + in / 2 * 32;
+            for (int i = 0; i < GROUP; i++) {
+                o->code[i] = in & 1 ? q[i] >> 4 : q[i] & 15;
+                if (type == T_Q5_K) o->code[i] |= (b[16 + i] >> in & 1) << 4;
+            }
+            return;
+        default: /* Q6_K */
+            b += g / 8 * 210, o->d = two(b + 208), q = b + in / 4 * 64 + (in & 1) * 32;
+            o->scale[0] = b[192 + 2 * in], o->scale[1] = b[193 + 2 * in];
+            for (int i = 0; i < GROUP; i++) {
+                int low = in & 2 ? q[i] >> 4 : q[i] & 15;
+                o->code[i] = (low | (b[128 + in / 4 * 32 + i] >> 2 * (in & 3) & 3) << 4) + 96;
+            }
+    }
+}
+
+static void expand(int type, const uint8_t *row, int cols, float *out) {
+    group o;
+    if (type == T_F32) memcpy(out, row, 4L * cols);
+    else if (type == T_F16) for (int i = 0; i < cols; i++) out[i] = from_half(two(row + 2 * i));
+    else if (type == T_BF16) {
+        for (int i = 0; i < cols; i++) {
+            union { uint32_t u; float f; } x = {(uint32_t)two(row + 2 * i) << 16};
+            out[i] = x.f;
+        }
+    } else {
+        int kind = kind_of(type), zero = kind == Q4 ? 8 : kind == Q8 || kind == Q6K ? 128 : 0;
+        for (int g = 0; g < cols / GROUP; g++) {
+            decode(type, row, g, &o);
+            float d = from_half(o.d), m = from_half(o.m);
+            for (int i = 0; i < GROUP; i++) {
+                float scale = d, least = kind == Q8M || kind == Q4M ? m : 0;
+                if (kind == Q6K) scale = d * (int8_t)o.scale[i / 16];
+                if (kind == Q4K || kind == Q8KM) scale = d * o.scale[0], least = -(m * o.least);
+                out[g * GROUP + i] = scale * (o.code[i] - zero) + least;
+            }
+        }
+    }
+}
+
+/* ---- packing: rows of blocks -> tiles of 16 rows -------------------------------------------- */
+
+/* where a tile's parts lie, in bytes: codes, scales, minimums, then 8-bit scales and minimums */
+typedef struct { int64_t scale, least, scale8, least8, size; } layout;
+
+INLINE layout layout_of(int kind, int cols) {
+    int64_t groups = cols / GROUP, supers = (groups + 7) / 8;
+    int64_t codes = groups * (kind == Q4 || kind == Q4M || kind == Q4K ? 256 : 512);
+    int super = kind == Q4K || kind == Q8KM || kind == Q6K;
+    int64_t scales = (super ? supers : groups) * 32;
+    int64_t leasts = kind == Q8M || kind == Q4M || kind == Q4K || kind == Q8KM ? scales : 0;
+    layout l = {.scale = codes, .least = codes + scales, .scale8 = codes + scales + leasts};
+    l.least8 = l.scale8 + (super ? groups * 16 * (kind == Q6K ? 2 : 1) : 0);
+    l.size = l.least8 + (super && leasts ? groups * 16 : 0);
+    if (kind == F32) l.size = 64L * cols;
+    if (kind == F16 || kind == BF16) l.size = 32L * cols;
+    l.size = (l.size + 63) / 64 * 64;
+    return l;
+}
+
+int64_t mirada_packed_bytes(int type, int rows, int cols) {
+    if (kind_of(type) < 0) return -1;
+    return (rows + LANES - 1) / LANES * layout_of(kind_of(type), cols).size;
+}
+
+int mirada_kind(int type) { return kind_of(type); }
+
+static void pack_group(int kind, const group *o, int g, int r, layout l, uint8_t *tile) {
+    if (kind == Q4 || kind == Q4M || kind == Q4K)
+        for (int i = 0; i < 16; i++)
+            tile[g * 256 + i / 4 * 64 + r * 4 + i % 4] = o->code[i] | o->code[16 + i] << 4;
+    else
+        for (int j = 0; j < 8; j++) memcpy(tile + g * 512 + j * 64 + r * 4, o->code + 4 * j, 4);
+    int super = kind == Q4K || kind == Q8KM || kind == Q6K, at = (super ? g / 8 : g) * 16 + r;
+    ((uint16_t *)(tile + l.scale))[at] = o->d;
+    if (l.scale8 > l.least) ((uint16_t *)(tile + l.least))[at] = o->m;
+    if (kind == Q6K) tile[l.scale8 + g * 32 + r] = o->scale[0],
+                     tile[l.scale8 + g * 32 + 16 + r] = o->scale[1];
+    else if (super) tile[l.scale8 + g * 16 + r] = o->scale[0],
+                    tile[l.least8 + g * 16 + r] = o->least;
+}
+
+static void pack_tile(int type, const uint8_t *rows, int count, int cols, uint8_t *tile) {
+    int kind = kind_of(type);
+    layout l = layout_of(kind, cols);
+    int64_t stride = row_bytes(type, cols);
+    memset(tile, 0, l.size);
+    for (int r = 0; r < count; r++) {
+        const uint8_t *row = rows + r * stride;
+        group o = {0};
+        if (kind == F32) for (int i = 0; i < cols; i++) memcpy(tile + 64L * i + 4 * r, row + 4 * i, 4);
+        else if (is_wide(type))
+            for (int i = 0; i < cols; i++) memcpy(tile + 32L * i + 2 * r, row + 2 * i, 2);
+        else
+            for (int g = 0; g < cols / GROUP; g++) {
+                decode(type, row, g, &o);
+                pack_group(kind, &o, g, r, l, tile);
+            }
+    }
+}
+
+/* ---- threads -------------------------------------------------------------------------------- */
+
+typedef void (*work)(void *job, int thread, int threads);
+
+static struct {
+    pthread_mutex_t one, asleep;
+    pthread_cond_t wake;
+    pthread_t thread[THREADS];
+    int threads, pid;
+    work work;
+    void *job;
+    atomic_int epoch, sleepers, stop, arrived, sense;
+} crew = {.one = PTHREAD_MUTEX_INITIALIZER, .asleep = PTHREAD_MUTEX_INITIALIZER,
+          .wake = PTHREAD_COND_INITIALIZER, .threads = 1};
+
+static void rest(int *spins) { /* another process may own the core that we wait for */
+    if (++*spins > 2000) sched_yield();
+#if defined(__x86_64__)
+    else __builtin_ia32_pause();
+#endif
+}
+
+static void barrier(int threads) {
+    if (threads == 1) return;
+    int sense = atomic_load_explicit(&crew.sense, memory_order_relaxed), spins = 0;
+    if (atomic_fetch_add(&crew.arrived, 1) == threads - 1) {
+        atomic_store_explicit(&crew.arrived, 0, memory_order_relaxed);
+        atomic_store(&crew.sense, sense + 1);
+    } else
+        while (atomic_load_explicit(&crew.sense, memory_order_acquire) == sense) rest(&spins);
+}
+
+static void *member(void *number) {
+    int thread = (int)(intptr_t)number, seen = 0;
+    for (;;) {
+        for (int spins = 0; atomic_load(&crew.epoch) == seen && spins < 4000;) rest(&spins);
+        pthread_mutex_lock(&crew.asleep);
+        atomic_fetch_add(&crew.sleepers, 1);
+        while (atomic_load(&crew.epoch) == seen) pthread_cond_wait(&crew.wake, &crew.asleep);
+        atomic_fetch_sub(&crew.sleepers, 1);
+        pthread_mutex_unlock(&crew.asleep);
+        seen = atomic_load(&crew.epoch);
+        if (atomic_load(&crew.stop)) return NULL;
+        crew.work(crew.job, thread, crew.threads);
+        barrier(crew.threads);
+    }
+}
+
+static void call_up(void) {
+    pthread_mutex_lock(&crew.asleep);
+    atomic_fetch_add(&crew.epoch, 1);
+    pthread_cond_broadcast(&crew.wake);
+    pthread_mutex_unlock(&crew.asleep);
+}
+
+static void dismiss(void) {
+    if (crew.threads > 1 && crew.pid == getpid()) { /* a forked child has none to join */
+        atomic_store(&crew.stop, 1);
+        call_up();
+        for (int i = 1; i < crew.threads; i++) pthread_join(crew.thread[i], NULL);
+    }
+    atomic_store(&crew.stop, 0);
+    atomic_store(&crew.epoch, 0);
+    atomic_store(&crew.sleepers, 0);
+    atomic_store(&crew.arrived, 0);
+    crew.threads = 1;
+}
+
+static void run(work work, void *job, int threads) {
+    if (threads != crew.threads || crew.pid != getpid()) {
+        dismiss();
+        crew.pid = getpid();
+        while (crew.threads < threads && !pthread_create(&crew.thread[crew.threads], NULL, member,
+                                                         (void *)(intptr_t)crew.threads))
+            crew.threads++;
+    }
+    crew.work = work, crew.job = job;
+    if (crew.threads > 1) call_up();
+    work(job, 0, crew.threads);
+    barrier(crew.threads);
+}
+
+typedef struct { int type, rows, cols; const uint8_t *from; uint8_t *to; atomic_int next; } packing;
+
+static void pack_some(void *job, int thread, int threads) {
+    packing *p = job;
+    int64_t stride = row_bytes(p->type, p->cols), size = layout_of(kind_of(p->type), p->cols).size;
+    for (int t; (t = atomic_fetch_add(&p->next, 1)) * LANES < p->rows;)
+        pack_tile(p->type, p->from + t * LANES * stride, MIN(LANES, p->rows - t * LANES), p->cols,
+                  p->to + t * size);
+}
+
+void mirada_pack(int type, int rows, int cols, const uint8_t *from, uint8_t *to, int threads) {
+    packing p = {.type = type, .rows = rows, .cols = cols, .from = from, .to = to};
+    pthread_mutex_lock(&crew.one);
+    run(pack_some, &p, MAX(1, MIN(threads, THREADS)));
+    pthread_mutex_unlock(&crew.one);
+}
+
+void mirada_expand(int type, int cols, const uint8_t *row, float *out) {
+    expand(type, row, cols, out);
+}
+
+/* Memory in huge pages where the system has them: a sixth more speed when weights are read. */
+void *mirada_memory(int64_t bytes) {
+    void *p = mmap(NULL, bytes, PROT_READ | PROT_WRITE, MAP_PRIVATE | MAP_ANONYMOUS, -1, 0);
+    if (p == MAP_FAILED) return NULL;
+#ifdef MADV_HUGEPAGE
+    madvise(p, bytes, MADV_HUGEPAGE);
+#endif
+    return p;
+}
+
+void mirada_release(void *p, int64_t bytes) { munmap(p, bytes); }
+
+INLINE int padded(const operator *o) { return (o->value + LANES - 1) / LANES * LANES; }
+
+/* ---- one step ------------------------------------------------------------------------------- */
+
+typedef struct { int first, count; } stretch; /* tokens of one sequence, one behind the other */
+
+typedef struct {
+    const program *p;
+    const batch *b;
+    float *buffer[BUFFERS];
+    int stride[BUFFERS];
+    uint8_t *input, *scratch;      /* prepared inputs: of all; one to a thread */
+    int64_t scratch_bytes;
+    stretch *stretches;
+    int stretch_count, longest, threads;
+    int spans;                     /* that are items of their own; 1: a stretch meets all its keys */
+    float *parts;                  /* attention's partial sums */
+    atomic_int *next;              /* an operator's next item */
+} step;
+
+INLINE int block_width(int rest) { /* tokens that a block holds: WIDE, at the end 8, 4, 2 or 1 */
+    return rest > 8 ? 16 : rest > 4 ? 8 : rest > 2 ? 4 : rest;
+}
+
+/* A prepared input of `width` tokens: for each group of 32 channels all codes, then scales, sums
+   (negated, of 32 and twice of 16) and scale * sum, each [width]; or float32, [cols][width].
+   A deep code is 128 * high + low: 32 high bytes, then 32 low ones. */
+enum { CODE_BYTES = GROUP * (1 + DEEP), GROUP_BYTES = CODE_BYTES + 20, TOP = DEEP ? 16256 : 127 };
+
+INLINE int64_t input_bytes(int quantized, int cols) {
+    return quantized ? (int64_t)cols / GROUP * GROUP_BYTES : 4L * cols;
+}
+
+static void quantize(const float *x, int groups, int width, int m, uint8_t *out) {
+    const float magic = 12582912.0f; /* adding it leaves a whole number in the lowest bits */
+    for (int g = 0; g < groups; g++, x += GROUP, out += GROUP_BYTES * width) {
+        f32x16 v[2] = {load(x), load(x + LANES)};
+        f32x16 sizes = larger((f32x16)((i32x16)v[0] & 0x7fffffff), (f32x16)((i32x16)v[1] & 0x7fffffff));
+        float most = largest(sizes), per = most > 0 ? TOP / most : 0;
+        float *scales = (float *)(out + CODE_BYTES * width);
+        int32_t *sums = (int32_t *)(scales + width), *halves = sums + width + 2 * m;
+        for (int h = 0; h < 2; h++) {
+            uint8_t *codes = out + m * CODE_BYTES + h * LANES;
+            i32x16 q = (i32x16)(v[h] * per + magic) - 0x4b400000, high = DEEP ? (q + 64) >> 7 : q;
+            *(any_i8x16 *)codes = __builtin_convertvector(high, i8x16);
+            if (DEEP) *(any_i8x16 *)(codes + GROUP) = __builtin_convertvector(q - (high << 7), i8x16);
+            halves[h] = 0;
+            for (int i = 0; i < LANES; i++) halves[h] -= q[i];
+        }
+        scales[m] = most / TOP, sums[m] = halves[0] + halves[1];
+        ((float *)sums)[3 * width + m] = -scales[m] * sums[m];
+    }
+}
+
+static void normalise(int norm, float eps, const float *weight, const float *bias, int width,
+                      const float *x, float *y) {
+    float mean = 0, square = 0;
+    int n = width / LANES * LANES;
+    f32x16 a = splat(0);
+    if (norm == LAYER) {
+        for (int i = 0; i < n; i += LANES) a += load(x + i);
+        mean = sum(a);
+        for (int i = n; i < width; i++) mean += x[i];
+        mean /= width, a = splat(0);
+    }
+    for (int i = 0; i < n; i += LANES) { f32x16 d = load(x + i) - mean; a += d * d; }
+    square = sum(a);
+    for (int i = n; i < width; i++) square += (x[i] - mean) * (x[i] - mean);
+    float per = 1.0f / sqrtf(square / width + eps);
+    for (int i = 0; i < n; i += LANES) {
+        f32x16 v = (load(x + i) - mean) * per;
+        if (weight) v *= load(weight + i);
+        store(y + i, bias ? v + load(bias + i) : v);
+    }
+    for (int i = n; i < width; i++) {
+        y[i] = (x[i] - mean) * per * (weight ? weight[i] : 1);
+        if (bias) y[i] += bias[i];
+    }
+}
+
+/* token m's input of a LINEAR: normed, then as codes or float32, into its place in its block */
+static void prepare(step *s, const operator *o, int m, int tokens, uint8_t *to, float *room) {
+    int quantized = o->a.kind >= Q8, cols = o->a.cols, first = m / WIDE * WIDE;
+    int width = block_width(MIN(WIDE, tokens - first));
+    const float *x = s->buffer[o->src] + (int64_t)m * s->stride[o->src];
+    if (o->norm) normalise(o->norm, o->eps, o->p[0], o->p[1], cols, x, room), x = room;
+    uint8_t *block = to + first * input_bytes(quantized, cols);
+    if (quantized) quantize(x, cols / GROUP, width, m - first, block);
+    else for (int i = 0; i < cols; i++) ((float *)block)[(int64_t)i * width + m - first] = x[i];
+}
+
+/* the codes of vectors a .. b - 1 against an input's, from `start` on (its sum times their zero) */
+INLINE i32x16 dots(const u8x64 *q, const int a, const int b, const int32_t *x, int32_t start) {
+    i32x16 low = SPLAT(i32x16, start), high = SPLAT(i32x16, 0);
+    UNROLL for (int j = a; j < b; j++) {
+        if (DEEP) high = dot(high, q[j], x[j]), low = dot(low, q[j], x[j + 8]);
+        else low = dot(low, q[j], x[j]);
+    }
+    return DEEP ? low + (high << 7) : low;
+}
+
+/* y[m] = tile . x[m] for W tokens, of 8-bit or 4-bit codes */
+INLINE void codes_tile(const int kind, const int W, const uint8_t *tile, int cols, const uint8_t *x,
+                       f32x16 *y) {
+    const int four = kind == Q4 || kind == Q4M || kind == Q4K, twice = kind == Q6K;
+    const int super = kind == Q4K || kind == Q8KM || kind == Q6K;
+    const int least = kind == Q4M || kind == Q8M || kind == Q4K || kind == Q8KM;
+    const layout l = layout_of(kind, cols);
+    const uint8_t *codes = tile;
+    const uint16_t *scales = (const uint16_t *)(tile + l.scale);
+    const uint16_t *leasts = (const uint16_t *)(tile + l.least);
+    f32x16 d = splat(0), dm = d, sum[W];
+    UNROLL for (int m = 0; m < W; m++) sum[m] = splat(0);
+    const int lines = four ? 5 : 9; /* of memory that a group takes, its scales included */
+    for (int g = 0; g < cols / GROUP; g++, codes += four ? 256 : 512, x += GROUP_BYTES * W) {
+        if (W <= 8)
+            UNROLL for (int i = 0; i < lines; i++)
+                __builtin_prefetch(tile + AHEAD + 64 * (lines * g + i), 0, 3);
+        const float *xs = (const float *)(x + CODE_BYTES * W), *xl = xs + 4 * W;
+        const int32_t *xn = (const int32_t *)(xs + W), *xn2 = xn + W;
+        f32x16 s, s2 = d, low = d;
+        u8x64 q[8];
+        if (four) {
+            UNROLL for (int j = 0; j < 4; j++) {
+                u8x64 both = *(const any_u8x64 *)(codes + 64 * j);
+                q[j] = both & 15, q[j + 4] = both >> 4;
+            }
+        } else {
+            UNROLL for (int j = 0; j < 8; j++) q[j] = *(const any_u8x64 *)(codes + 64 * j);
+        }
+        if (super) {
+            if (g % 8 == 0) {
+                d = load_half(scales + g * 2);
+                if (least) dm = load_half(leasts + g * 2);
+            }
+            const uint8_t *eight = tile + l.scale8 + g * (twice ? 32 : 16);
+            if (twice) {
+                s = d * __builtin_convertvector(*(const any_i8x16 *)eight, f32x16);
+                s2 = d * __builtin_convertvector(*(const any_i8x16 *)(eight + 16), f32x16);
+            } else s = d * __builtin_convertvector(*(const any_u8x16 *)eight, f32x16);
+            if (least)
+                low = -dm * __builtin_convertvector(*(const any_u8x16 *)(tile + l.least8 + g * 16), f32x16);
+        } else {
+            s = load_half(scales + g * LANES);
+            if (least) low = load_half(leasts + g * LANES);
+        }
+        UNROLL for (int m = 0; m < W; m++) {
+            const int32_t *xc = (const int32_t *)(x + CODE_BYTES * m);
+            f32x16 part;
+            if (twice) {
+                part = real(dots(q, 0, 4, xc, xn2[2 * m] * 128)) * s;
+                part += real(dots(q, 4, 8, xc, xn2[2 * m + 1] * 128)) * s2;
+            } else part = real(dots(q, 0, 8, xc, least ? 0 : xn[m] * (four ? 8 : 128))) * s;
+            sum[m] += part * xs[m];
+            if (least) sum[m] += low * xl[m];
+        }
+    }
+    UNROLL for (int m = 0; m < W; m++) y[m] = sum[m];
+}
+
+/* the same of float weights */
+INLINE void float_tile(const int kind, const int W, const uint8_t *tile, int cols, const float *x,
+                       f32x16 *y) {
+    f32x16 sum[W];
+    UNROLL for (int m = 0; m < W; m++) sum[m] = splat(0);
+    for (int64_t i = 0; i < cols; i++) {
+        f32x16 w = kind == F32 ? load((const float *)tile + LANES * i)
+                 : kind == F16 ? load_half((const uint16_t *)tile + LANES * i)
+                               : load_brain((const uint16_t *)tile + LANES * i);
+        if (W <= 8 && kind != F32) __builtin_prefetch(tile + AHEAD + 32 * i, 0, 3);
+        if (W <= 8 && kind == F32) __builtin_prefetch(tile + AHEAD + 64 * i, 0, 3);
+        UNROLL for (int m = 0; m < W; m++) sum[m] += w * x[i * W + m];
+    }
+    UNROLL for (int m = 0; m < W; m++) y[m] = sum[m];
+}
+
+#define EACH_KIND(W) \
+    switch (a->kind) { \
+        case F32: float_tile(F32, W, tile, a->cols, (const float *)x, y); break; \
+        case F16: float_tile(F16, W, tile, a->cols, (const float *)x, y); break; \
+        case BF16: float_tile(BF16, W, tile, a->cols, (const float *)x, y); break; \
+        case Q8: codes_tile(Q8, W, tile, a->cols, x, y); break; \
+        case Q8M: codes_tile(Q8M, W, tile, a->cols, x, y); break; \
+        case Q4: codes_tile(Q4, W, tile, a->cols, x, y); break; \
+        case Q4M: codes_tile(Q4M, W, tile, a->cols, x, y); break; \
+        case Q4K: codes_tile(Q4K, W, tile, a->cols, x, y); break; \
+        case Q8KM: codes_tile(Q8KM, W, tile, a->cols, x, y); break; \
+        default: codes_tile(Q6K, W, tile, a->cols, x, y); \
+    }
+
+#define MAKE_TILE(W) \
+    static __attribute__((noinline)) void tile_##W(const matrix *a, int t, const uint8_t *x, f32x16 *y) { \
+        const uint8_t *tile = a->data + t * layout_of(a->kind, a->cols).size; \
+        EACH_KIND(W) \
+    }
+MAKE_TILE(1)
+MAKE_TILE(2)
+MAKE_TILE(4)
+#if defined(__AVX512F__)
+MAKE_TILE(8)
+MAKE_TILE(16)
+#endif
+
+static void tile_any(int W, const matrix *a, int t, const uint8_t *x, f32x16 *y) {
+    switch (W) {
+        case 1: tile_1(a, t, x, y); break;
+        case 2: tile_2(a, t, x, y); break;
+#if defined(__AVX512F__)
+        case 8: tile_8(a, t, x, y); break;
+        case 16: tile_16(a, t, x, y); break;
+#endif
+        default: tile_4(a, t, x, y);
+    }
+}
+
+/* rows 16t .. 16t + 15 of the output, for the tokens of one block */
+static void linear_tile(step *s, const operator *o, int t, int first, int tokens, const uint8_t *in) {
+    int count = MIN(WIDE, tokens - first), W = block_width(count), lanes = MIN(LANES, o->a.rows - t * LANES);
+    f32x16 y[WIDE], z[WIDE];
+    const uint8_t *x = in + first * input_bytes(o->a.kind >= Q8, o->a.cols);
+    tile_any(W, &o->a, t, x, y);
+    if (o->gate.data) tile_any(W, &o->gate, t, x, z);
+    for (int m = 0; m < count; m++) {
+        f32x16 v = y[m];
+        float *to = s->buffer[o->dst] + (int64_t)(first + m) * s->stride[o->dst] + t * LANES;
+        if (o->a.bias) v += load(o->a.bias + t * LANES);
+        if (o->gate.data) v *= activate(o->act, o->gate.bias ? z[m] + load(o->gate.bias + t * LANES) : z[m]);
+        else v = activate(o->act, v);
+        if (lanes == LANES) store(to, o->flags & ADD ? load(to) + v : v);
+        else for (int r = 0; r < lanes; r++) to[r] = o->flags & ADD ? to[r] + v[r] : v[r];
+    }
+}
+
+static void linear(step *s, const operator *o, atomic_int *next, int tokens, int thread) {
+    int tiles = (o->a.rows + LANES - 1) / LANES, alone = tokens == 1, threads = s->threads;
+    uint8_t *mine = s->scratch + thread * s->scratch_bytes, *in = alone ? mine : s->input;
+    float *room = (float *)(mine + s->scratch_bytes) - o->a.cols;
+    room = (float *)((uintptr_t)room & ~(uintptr_t)63);
+    if (!(o->flags & REUSE)) {
+        if (alone) prepare(s, o, 0, 1, in, room); /* each thread its own: no barrier */
+        else {
+            for (int m = thread; m < tokens; m += threads) prepare(s, o, m, tokens, in, room);
+            barrier(threads);
+        }
+    }
+    /* items: `rows` tiles by `deep` tokens. Few tiles stay in the cache while the tokens pass */
+    int blocks = (tokens + WIDE - 1) / WIDE;
+    int rows = MAX(1, MIN(alone ? 64 : 8, tiles / (threads * 6))), chunks = (tiles + rows - 1) / rows;
+    int depth = chunks >= threads * 2 ? blocks : MAX(1, blocks * chunks / (threads * 4));
+    int columns = (blocks + depth - 1) / depth;
+    for (int i; (i = atomic_fetch_add_explicit(next, 1, memory_order_relaxed)) < chunks * columns;) {
+        int t0 = i / columns * rows, t1 = MIN(tiles, t0 + rows), b0 = i % columns * depth;
+        for (int b = b0; b < MIN(blocks, b0 + depth); b++)
+            for (int t = t0; t < t1; t++) linear_tile(s, o, t, b * WIDE, tokens, in);
+    }
+}
+
+/* q and k of each token normed and rotated; k and v into their page. Items: token x head. */
+static void turn(step *s, const operator *o, int thread) {
+    const batch *b = s->b;
+    int H = o->heads, G = o->kv_heads, per = H + 2 * G, total = b->tokens * per;
+    int wide = padded(o), half = o->turning / 2;
+    for (int i = (int)((int64_t)total * thread / s->threads); i < (int64_t)total * (thread + 1) / s->threads; i++) {
+        int m = i / per, h = i % per, is_q = h < H, is_v = h >= H + G, g = is_v ? h - H - G : h - H;
+        int position = b->positions[m], which = is_q ? o->src : is_v ? o->extra : o->dst;
+        int size = is_v ? o->value : o->head;
+        float *x = s->buffer[which] + (int64_t)m * s->stride[which] + (is_q ? h : g) * size;
+        if (o->norm && !is_v)
+            normalise(o->norm, is_q ? o->eps : o->eps_k, o->p[is_q ? 0 : 1], NULL, size, x, x);
+        if (half && !is_v) {
+            const float *table = (const float *)o->p[2] + (int64_t)position * o->turning;
+            int far = o->flags & INTERLEAVED ? 1 : half, near = o->flags & INTERLEAVED ? 2 : 1;
+            for (int j = 0; j < half; j++) {
+                float c = table[j], n = table[half + j], *a = x + j * near, *z = a + far, y = *a;
+                *a = y * c - *z * n, *z = *z * c + y * n;
+            }
+        }
+        if (is_q) continue;
+        int page = b->tables[(int64_t)b->rows[m] * b->pages + position / PAGE], slot = position % PAGE;
+        uint8_t *at = b->pool + page * s->p->page_bytes + (is_v ? o->at_v : o->at_k);
+        int64_t k0 = (int64_t)g * size * PAGE + slot, v0 = ((int64_t)g * PAGE + slot) * wide;
+        for (int j = 0; j < size; j++) {
+            int64_t to = is_v ? v0 + j : k0 + (int64_t)j * PAGE;
+            if (s->p->half) ((uint16_t *)at)[to] = to_half(MAX(-65504.0f, MIN(65504.0f, x[j])));
+            else ((float *)at)[to] = x[j];
+        }
+    }
+}
+
+#define KEPT(half, at, i) ((half) ? load_half((const uint16_t *)(at) + (i)) : load((const float *)(at) + (i)))
+
+/* scores of R queries with the 32 keys of a page, which lie transposed: [channel][slot] */
+INLINE void score_page(const int R, const int half, const float *q, int K, const void *keys, float *out) {
+    f32x16 a[R][2];
+    UNROLL for (int r = 0; r < R; r++) a[r][0] = a[r][1] = splat(0);
+    for (int d = 0; d < K; d++) {
+        f32x16 k0 = KEPT(half, keys, d * PAGE), k1 = KEPT(half, keys, d * PAGE + LANES);
+        UNROLL for (int r = 0; r < R; r++) a[r][0] += k0 * q[r * K + d], a[r][1] += k1 * q[r * K + d];
+    }
+    UNROLL for (int r = 0; r < R; r++)
+        store(out + r * SPAN, a[r][0]), store(out + r * SPAN + LANES, a[r][1]);
+}
+
+/* out[r] += sum over slots of weight[r][slot] * value[slot], N vectors of channels at a time */
+INLINE void mix_page(const int R, const int N, const int half, const float *w, int slots,
+                     const void *values, int64_t at, int wide, int size, float *out) {
+    f32x16 a[R][N];
+    UNROLL for (int r = 0; r < R; r++)
+        UNROLL for (int n = 0; n < N; n++) a[r][n] = load(out + r * size + n * LANES);
+    for (int t = 0; t < slots; t++)
+        UNROLL for (int n = 0; n < N; n++) {
+            f32x16 v = KEPT(half, values, at + (int64_t)t * wide + n * LANES);
+            UNROLL for (int r = 0; r < R; r++) a[r][n] += v * w[r * SPAN + t];
+        }
+    UNROLL for (int r = 0; r < R; r++)
+        UNROLL for (int n = 0; n < N; n++) store(out + r * size + n * LANES, a[r][n]);
+}
+
+#define SCORE(R) \
+    for (; rows - r >= R; r += R) { \
+        if (half) score_page(R, 1, q + r * K, K, keys, out + r * SPAN); \
+        else score_page(R, 0, q + r * K, K, keys, out + r * SPAN); \
+    }
+
+static void score(int half, int rows, const float *q, int K, const void *keys, float *out) {
+    int r = 0;
+    SCORE(8) SCORE(4) SCORE(3) SCORE(2) SCORE(1)
+}
+
+#define MIX(R, N) \
+    if (half) mix_page(R, N, 1, w + r * SPAN, slots, values, at + n * LANES, wide, size, out + r * size + n * LANES); \
+    else mix_page(R, N, 0, w + r * SPAN, slots, values, at + n * LANES, wide, size, out + r * size + n * LANES);
+#define MIX_ROWS(R) \
+    for (; rows - r >= R; r += R) { \
+        int n = 0; \
+        for (; vectors - n >= 4; n += 4) { MIX(R, 4) } \
+        for (; n < vectors; n++) { MIX(R, 1) } \
+    }
+
+static void mix(int half, int rows, const float *w, int slots, const void *values, int64_t at,
+                int wide, int size, float *out) { /* size: numbers between two rows of out */
+    int r = 0, vectors = wide / LANES;
+    MIX_ROWS(4) MIX_ROWS(3) MIX_ROWS(2) MIX_ROWS(1)
+}
+
+/* Attention in spans of 256 keys, each with a softmax of its own; the spans' results are joined in
+   order (Milakov & Gimelshein, 1805.02867). Spans begin at multiples of 256 and a key that is not
+   seen adds exactly nothing, so that a token's result does not depend on its neighbours here.
+   A part is the largest score, the sum of weights, and the weighted sum of values. */
+typedef struct { float *q, *w, *part, *whole; } room;
+
+/* scores -> weights of one query's `keys` keys from `base` on; the part's first two numbers */
+static void soften(const operator *o, int position, float slope, int base, int keys, float *w, float *part) {
+    const i32x16 lane = {0, 1, 2, 3, 4, 5, 6, 7, 8, 9, 10, 11, 12, 13, 14, 15};
+    const int far = o->window ? o->window : 1 << 30;
+    f32x16 most = splat(-1e30f), total = splat(0);
+    for (int t = 0; t < keys; t += LANES) {
+        f32x16 x = load(w + t);
+        i32x16 back = position - (base + t) - lane; /* how far behind the query */
+        if (o->cap) x = o->cap * vtanh(x / o->cap);
+        if (slope) x -= slope * real(back);
+        x = pick((back >= 0) & (back < far), x, splat(-1e30f));
+        store(w + t, x), most = larger(most, x);
+    }
+    float top = part[0] = largest(most);
+    for (int t = 0; t < keys; t += LANES) {
+        f32x16 x = load(w + t), e = pick(x > -1e29f, vexp(x - top), splat(0));
+        store(w + t, e), total += e;
+    }
+    part[1] = sum(total);
+}
+
+static void join(float *whole, const float *part, int values) { /* whole: parts before this one */
+    float top = MAX(whole[0], part[0]), old = expf(whole[0] - top), new = expf(part[0] - top);
+    if (part[1] == 0) return;
+    whole[0] = top, whole[1] = whole[1] * old + part[1] * new;
+    for (int d = 2; d < values + 2; d += LANES)
+        store(whole + d, load(whole + d) * old + load(part + d) * new);
+}
+
+static void finish(step *s, const operator *o, int m, int head, const float *whole) {
+    float *z = s->buffer[o->dst] + (int64_t)m * s->stride[o->dst] + head * o->value;
+    for (int d = 0; d < o->value; d++) z[d] = whole[2 + d] / whole[1];
+}
+
+INLINE float *part_of(step *s, const operator *o, int m, int head, int span) {
+    return s->parts + (((int64_t)m * o->heads + head) * s->spans + span) * (padded(o) + 2);
+}
+
+/* The queries of a stretch's tokens for the heads that share key head g, against the keys of spans
+   from .. to - 1, or of all, whose results are then joined here. */
+static void attend_item(step *s, const operator *o, stretch x, int g, int span, room v) {
+    const batch *b = s->b;
+    int shared = o->heads / o->kv_heads, rows = x.count * shared, K = o->head, half = s->p->half;
+    int wide = padded(o), size = wide + 2, bytes = half ? 2 : 4, all = s->spans == 1;
+    int p0 = b->positions[x.first], end = p0 + x.count;
+    int first = o->window ? MAX(0, p0 - o->window + 1) / SPAN : 0, last = (end - 1) / SPAN;
+    const int32_t *table = b->tables + (int64_t)b->rows[x.first] * b->pages;
+    const float *slopes = o->p[0];
+    if (!all) {
+        if (span < first || span > last) return;
+        first = last = span;
+    }
+    for (int r = 0; r < rows; r++) {
+        int64_t m = x.first + r / shared, head = g * shared + r % shared;
+        const float *from = s->buffer[o->src] + m * s->stride[o->src] + head * K;
+        for (int d = 0; d < K; d++) v.q[r * K + d] = from[d] * o->scale;
+        memset(v.whole + r * size, 0, sizeof(float) * size), v.whole[r * size] = -1e30f;
+    }
+    for (span = first; span <= last; span++) {
+        int base = span * SPAN, here = (MIN(SPAN, end - base) + PAGE - 1) / PAGE;
+        for (int n = 0; n < here; n++) {
+            const uint8_t *page = b->pool + table[base / PAGE + n] * s->p->page_bytes;
+            score(half, rows, v.q, K, page + o->at_k + (int64_t)g * K * PAGE * bytes, v.w + n * PAGE);
+        }
+        memset(v.part, 0, sizeof(float) * rows * size);
+        for (int r = 0; r < rows; r++)
+            soften(o, p0 + r / shared, slopes ? slopes[g * shared + r % shared] : 0, base,
+                   here * PAGE, v.w + r * SPAN, v.part + r * size);
+        for (int n = 0; n < here; n++) {
+            const uint8_t *page = b->pool + table[base / PAGE + n] * s->p->page_bytes;
+            mix(half, rows, v.w + n * PAGE, MIN(PAGE, end - base - n * PAGE), page + o->at_v,
+                (int64_t)g * PAGE * wide, wide, size, v.part + 2);
+        }
+        for (int r = 0; r < rows; r++) {
+            int m = x.first + r / shared, head = g * shared + r % shared;
+            if (all) join(v.whole + r * size, v.part + r * size, wide);
+            else memcpy(part_of(s, o, m, head, span), v.part + r * size, sizeof(float) * size);
+        }
+    }
+    if (all)
+        for (int r = 0; r < rows; r++)
+            finish(s, o, x.first + r / shared, g * shared + r % shared, v.whole + r * size);
+}
+
+static void join_spans(step *s, const operator *o, int thread, float *whole) {
+    int size = padded(o) + 2, total = s->b->tokens * o->heads;
+    for (int i = thread; i < total; i += s->threads) {
+        int m = i / o->heads, p = s->b->positions[m];
+        memset(whole, 0, sizeof(float) * size), whole[0] = -1e30f;
+        for (int n = o->window ? MAX(0, p - o->window + 1) / SPAN : 0; n <= p / SPAN; n++)
+            join(whole, part_of(s, o, m, i % o->heads, n), size - 2);
+        finish(s, o, m, i % o->heads, whole);
+    }
+}
+
+INLINE int queries(const program *p) { return MAX(1, 16 / p->group); } /* tokens in an item */
+
+static void attend(step *s, const operator *o, atomic_int *next, int thread) {
+    int rows = queries(s->p) * s->p->group, each = o->kv_heads * s->spans;
+    float *mine = (float *)(s->scratch + thread * s->scratch_bytes);
+    room v = {.q = mine, .w = mine + rows * o->head};
+    v.part = v.w + rows * SPAN, v.whole = v.part + rows * (padded(o) + 2);
+    for (int i; (i = atomic_fetch_add_explicit(next, 1, memory_order_relaxed)) < s->stretch_count * each;) {
+        stretch x = s->stretches[s->stretch_count - 1 - i / each]; /* the longest look back first */
+        attend_item(s, o, x, i % each / s->spans, i % s->spans, v);
+    }
+    if (s->spans > 1) barrier(s->threads), join_spans(s, o, thread, mine);
+}
+
+static void embed(step *s, const operator *o, int thread) {
+    for (int m = thread; m < s->b->tokens; m += s->threads) {
+        float *x = s->buffer[o->dst] + (int64_t)m * s->stride[o->dst];
+        expand(o->kind, (const uint8_t *)o->p[0] + s->b->ids[m] * row_bytes(o->kind, o->width), o->width, x);
+        const float *place = o->p[1] ? (const float *)o->p[1] + (int64_t)(s->b->positions[m] + o->extra) * o->width : NULL;
+        for (int i = 0; i < o->width; i++) x[i] = x[i] * o->scale + (place ? place[i] : 0);
+    }
+}
+
+static void norm(step *s, const operator *o, int tokens, int thread) {
+    float *room = (float *)(s->scratch + thread * s->scratch_bytes);
+    for (int m = thread; m < tokens; m += s->threads) {
+        float *x = s->buffer[o->src] + (int64_t)m * s->stride[o->src];
+        float *y = s->buffer[o->dst] + (int64_t)m * s->stride[o->dst];
+        normalise(o->norm, o->eps, o->p[0], o->p[1], o->width, x, o->flags & ADD ? room : y);
+        if (o->flags & ADD) for (int i = 0; i < o->width; i++) y[i] += room[i];
+    }
+}
+
+static void walk(void *job, int thread, int threads) {
+    step *s = job;
+    int tokens = s->b->tokens;
+    s->threads = threads;
+    for (int n = 0; n < s->p->count; n++) {
+        const operator *o = s->p->ops + n;
+        atomic_int *next = s->next + n;
+        switch (o->op) {
+            case EMBED: embed(s, o, thread); break;
+            case NORM: norm(s, o, tokens, thread); break;
+            case LINEAR: linear(s, o, next, tokens, thread); break;
+            case TURN: turn(s, o, thread); break;
+            case ATTEND: attend(s, o, next, thread); break;
+            case GATHER:
+                tokens = s->b->scored;
+                for (int m = thread; m < tokens; m += threads)
+                    memcpy(s->buffer[o->dst] + (int64_t)m * s->stride[o->dst],
+                           s->buffer[o->src] + (int64_t)s->b->score[m] * s->stride[o->src],
+                           sizeof(float) * o->width);
+                break;
+            default: /* SCALE, CAP */
+                for (int m = thread; m < tokens; m += threads) {
+                    float *x = s->buffer[o->dst] + (int64_t)m * s->stride[o->dst];
+                    for (int i = 0; i < o->width; i++)
+                        x[i] = o->op == SCALE ? x[i] * o->scale : o->cap * tanhf(x[i] / o->cap);
+                }
+        }
+        if (tokens == 0) return;
+        if (!(o->flags & OPEN)) barrier(threads);
+    }
+}
+
+static int wrong(const program *p, const batch *b) { /* nothing outside memory is touched after this */
+    for (int m = 0; m < b->tokens; m++) {
+        if (b->ids[m] < 0 || b->ids[m] >= p->vocab) return 1;
+        if (b->rows[m] < 0 || b->rows[m] >= b->sequences) return 2;
+        if (b->positions[m] < 0 || b->positions[m] >= MIN(p->positions, b->pages * PAGE)) return 3;
+        const int32_t *table = b->tables + (int64_t)b->rows[m] * b->pages;
+        for (int n = 0; n <= b->positions[m] / PAGE; n++)
+            if (table[n] < 0 || table[n] >= b->pool_pages) return 4;
+    }
+    if (b->scored < 0 || b->scored > b->tokens) return 5;
+    for (int r = 0; r < b->scored; r++) if (b->score[r] < 0 || b->score[r] >= b->tokens) return 5;
+    return 0;
+}
+
+static void cut(step *s) { /* tokens that stand behind each other share their keys' way to the core */
+    const batch *b = s->b;
+    for (int m = 0; m < b->tokens; m++) {
+        stretch *last = s->stretches + s->stretch_count - 1;
+        int on = m && b->rows[m] == b->rows[m - 1] && b->positions[m] == b->positions[m - 1] + 1;
+        if (on && last->count < queries(s->p)) last->count++;
+        else s->stretches[s->stretch_count++] = (stretch){m, 1};
+        s->longest = MAX(s->longest, b->positions[m] + 1);
+    }
+}
+
+INLINE int64_t whole(int64_t bytes) { return (bytes + 127) / 128 * 128; }
+
+static int run_step(const program *p, const batch *b, int threads) {
+    int bad = wrong(p, b), kv = 1 << 20;
+    if (bad || b->tokens == 0) return bad;
+    step s = {.p = p, .b = b, .threads = threads};
+    int64_t input = 0, most = 0, parts = 0, rows = queries(p) * p->group;
+    for (int n = 0; n < p->count; n++) {
+        const operator *o = p->ops + n;
+        if (o->op == LINEAR) input = MAX(input, MAX(4L * o->a.cols, input_bytes(1, o->a.cols)));
+        if (o->op == LINEAR || o->op == NORM) most = MAX(most, 8L * MAX(o->a.cols, o->width) + 256);
+        if (o->op == ATTEND) {
+            most = MAX(most, 4 * rows * (o->head + SPAN + 2 * (2 + padded(o))));
+            parts = MAX(parts, 4 * o->heads * (padded(o) + 2)), kv = MIN(kv, o->kv_heads);
+        }
+    }
+    s.scratch_bytes = whole(most);
+    int64_t sizes[BUFFERS + 5], total = 0;
+    int64_t padded_tokens = (b->tokens + WIDE - 1) / WIDE * WIDE;
+    sizes[0] = whole(input * padded_tokens), sizes[1] = s.scratch_bytes * threads;
+    sizes[2] = whole(sizeof(stretch) * b->tokens), sizes[3] = whole(sizeof(atomic_int) * p->count);
+    for (int i = 0; i < p->buffers; i++) {
+        s.stride[i] = (p->width[i] + LANES - 1) / LANES * LANES;
+        sizes[5 + i] = whole(4L * s.stride[i] * b->tokens);
+    }
+    stretch *stretches = malloc(sizes[2]);
+    if (!stretches) return 6;
+    s.stretches = stretches, cut(&s);
+    int items = s.stretch_count * kv; /* few queries: their keys are shared out too */
+    s.spans = items < 8 * threads && threads > 1 ? (s.longest + SPAN - 1) / SPAN : 1;
+    sizes[4] = s.spans > 1 ? whole(parts * s.spans * b->tokens) : 0;
+    for (int i = 0; i < 5 + p->buffers; i++) total += sizes[i];
+    static uint8_t *kept; /* grows; crew.one guards it */
+    static int64_t kept_bytes;
+    if (kept_bytes < total) {
+        if (kept) munmap(kept, kept_bytes);
+        kept = mirada_memory(total + total / 4), kept_bytes = kept ? total + total / 4 : 0;
+        if (!kept) return free(stretches), 6;
+    }
+    uint8_t *at = kept;
+    s.input = at, at += sizes[0];
+    s.scratch = at, at += sizes[1];
+    at += sizes[2];
+    s.next = (atomic_int *)at, memset(at, 0, sizes[3]), at += sizes[3];
+    s.parts = (float *)at, at += sizes[4];
+    for (int i = 0; i < p->buffers; i++) s.buffer[i] = (float *)at, at += sizes[5 + i];
+    s.buffer[p->buffers] = b->out, s.stride[p->buffers] = p->vocab; /* the buffer behind the last */
+    run(walk, &s, threads);
+    free(stretches);
+    return 0;
+}
+
+/* 0: done; else which of its arguments is wrong (see wrong) or 6, no memory */
+int mirada_step(const program *p, const batch *b, int threads) {
+    pthread_mutex_lock(&crew.one);
+    int bad = run_step(p, b, MAX(1, MIN(threads, THREADS)));
+    pthread_mutex_unlock(&crew.one);
+    return bad;
+}
+
+int mirada_lanes(void) {
+#if defined(__AVX512VNNI__)
+    return 512;
+#elif defined(__AVX2__)
+    return 256;
+#else
+    return 0;
+#endif
+}
