@@ -20,6 +20,7 @@ from mirada.text import readers
 from mirada.text.stream import byte_of
 from mirada.text.tokenizer import Tokenizer
 from parity.harness import BAR, Row, pair, wide
+from text import vocabularies
 
 GAPS = [("def f(a):\n    return ", "\n\nprint(f(1))\n"), (" a", " b"), ("a", "a"), ("", "x = 1\n"),
         ("x = '<fim_middle> ▁<MID> <s>'", "<fim_suffix>"), ("\n\n  \tá", "\n")]
@@ -72,6 +73,28 @@ def test_codellamas_fifth_reference_adds_a_space_that_we_do_not(llama):
     assert suffix == ["▁", "c"]
     row = prompt(ours, Cursor("b", "c"))
     assert ours.token(row[-2]) == "c" and ours.token(row[-3]) == "▁<SUF>"
+
+
+@pytest.mark.scope("1.6.17")
+@pytest.mark.parametrize("prefix, suffix", [g for g in GAPS if g[0] and "<" not in g[0]])
+def test_codellamas_own_files_give_its_authors_prompts(tmp_path, prefix, suffix):
+    """As Meta's code makes them of a SentencePiece model, without the reference's tokenizer. (Of
+    an empty prefix it makes no token, where the reference makes a space.)"""
+    marks = ["▁<PRE>", "▁<MID>", "▁<SUF>", "▁<EOT>"]
+    data = vocabularies.sentencepiece(
+        vocab_size=420, model_type="bpe", byte_fallback=True, normalization_rule_name="identity",
+        remove_extra_whitespaces=False, user_defined_symbols=",".join(marks))
+    import sentencepiece
+
+    spm = sentencepiece.SentencePieceProcessor(model_proto=data)
+    pre, mid, suf, _ = map(spm.piece_to_id, marks)
+    lead = len(spm.encode("☺"))
+    before, after = spm.encode(prefix), spm.encode("☺" + suffix)[lead:]
+    ours = Tokenizer.from_folder(vocabularies.folder(tmp_path / "code", {
+        "tokenizer.model": data,
+        "tokenizer_config.json": {"tokenizer_class": "CodeLlamaTokenizer"}}))
+    assert prompt(ours, Cursor(prefix, suffix)) == [1, pre, *before, suf, *after, mid]
+    assert prompt(ours, Cursor(prefix, suffix), True) == [1, pre, suf, *after, mid, *before]
 
 
 def test_marks_in_codellamas_code_are_text(llama):
@@ -144,12 +167,12 @@ def test_codellamas_sizes():
 # Byte-level vocabularies
 
 
-def byte_level(marks, bos=None):
+def byte_level(marks, bos=None, special=True):
     """(the reference's tokenizer, ours) of bytes and some marks."""
     spec = readers.byte_level({c: b for c, b in byte_of().items()}, [], "gpt-2")
     spec["added_tokens"] = [
-        {"id": 256 + n, "content": token, "special": True, "single_word": False, "lstrip": False,
-         "rstrip": False, "normalized": False} for n, token in enumerate(marks)]
+        {"id": 256 + n, "content": token, "special": special, "single_word": False,
+         "lstrip": False, "rstrip": False, "normalized": False} for n, token in enumerate(marks)]
     library = tokenizers.Tokenizer.from_str(json.dumps(spec))
     if bos:
         library.post_processor = processors.TemplateProcessing(
@@ -180,9 +203,11 @@ def test_marks_of_each_family_are_where_its_authors_put_them(marks, bos):
             assert prompt(ours, Cursor(prefix)) == theirs(prefix)["input_ids"]
 
 
+@pytest.mark.parametrize("special", [True, False])
 @pytest.mark.parametrize("end", range(256, 261))
-def test_every_mark_ends_an_answer(end):
-    _, ours = byte_level(STAR)
+def test_every_mark_ends_an_answer(end, special):
+    """Also where the file does not call it special, so that decoding would show it."""
+    _, ours = byte_level(STAR, special=special)
     model = mirada.build("starcoder", size="tiny", vocab=261)
     model.tokenizer = ours
     for item in ("a = <FILL>\n", "a = "):

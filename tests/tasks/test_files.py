@@ -13,6 +13,7 @@ import mirada
 from mirada import cli
 from mirada.errors import MiradaError, WorkFailed
 from mirada.tasks import files
+from mirada.text import records
 from tasks import tiny
 
 LABELS = {"id2label": {0: "NEG", 1: "POS"}, "label2id": {"NEG": 0, "POS": 1}}
@@ -113,7 +114,7 @@ BAD = [  # a file, its bad row, and what is said of it
 @pytest.mark.parametrize(("name", "text", "row", "said"), BAD)
 def test_a_bad_row_is_named_and_the_rest_is_kept(pipe, tmp_path, capsys, monkeypatch, name, text,
                                                  row, said):
-    monkeypatch.setattr(files, "LIMIT", 200)
+    monkeypatch.setattr(records, "LIMIT", 200)
     done = files.run(pipe, write(tmp_path / name, text), tmp_path / "out")
     found = read(tmp_path / "out")
     assert [line["row"] for line in found] == [1, 2, 3] and done.failed == [row]

@@ -101,15 +101,15 @@ def t5(folder: Path, **config) -> str:
 def longformer(folder: Path, **config) -> str:
     """A classifier with room for 2,048 tokens, whose layers look 8 to each side."""
     torch.manual_seed(6)
-    config = transformers.LongformerConfig(
+    made = transformers.LongformerConfig(
         vocab_size=200, hidden_size=32, num_hidden_layers=2, num_attention_heads=2,
         intermediate_size=48, max_position_embeddings=2051, attention_window=[16, 16],
         pad_token_id=0, sep_token_id=3, bos_token_id=2, eos_token_id=3, type_vocab_size=1,
         **config)
     tokenizer = wordpiece(2048)
     tokenizer.model_input_names = ["input_ids", "attention_mask"]
-    config.vocab_size = len(tokenizer)
-    return saved(folder, transformers.LongformerForSequenceClassification(config), tokenizer)
+    made.vocab_size = len(tokenizer)
+    return saved(folder, transformers.LongformerForSequenceClassification(made), tokenizer)
 
 
 def near(ours, theirs, path: str = "") -> None:

@@ -7,6 +7,7 @@ import math
 import re
 import warnings
 from collections.abc import Iterator
+from itertools import takewhile
 from typing import Any, NamedTuple
 
 from mirada.errors import MiradaError
@@ -76,7 +77,9 @@ class Code(Writer):
         cursors, options = [cursor(item) for item in items], self.settings(told)
         rows = [self._row(at, told, options) for at in cursors]
         options["stop"] += STOPS.get(told.get("until"), ())
-        return [[{"generated_text": self._result(at, row.ids, ids, told)} for ids in answers]
+        ends = options["eos_token_id"]  # which are no text, special in the file or not
+        return [[{"generated_text": self._result(
+            at, row.ids, list(takewhile(lambda i: i not in ends, ids)), told)} for ids in answers]
                 for at, row, answers in zip(cursors, rows, self.write(rows, options), strict=True)]
 
     def stream(self, item: str | dict, **options) -> Iterator[str]:
@@ -105,10 +108,9 @@ class Code(Writer):
             raise MiradaError("until is for code that goes on, not for an answer about it")
         options = self.generation(told, {})
         checked, marks = Options.read(self.model, options), found(self.tokenizer)
-        if "eos_token_id" not in options and marks is not None:
-            ends = [m for m in (*marks[:3], *marks.ends) if has(self.tokenizer, m)]
-            options["eos_token_id"] = (*checked.eos_token_id, *map(self.tokenizer.id, ends))
-        return options | {"stop": checked.stop}
+        ends = [] if marks is None or "eos_token_id" in options else [*marks[:3], *marks.ends]
+        ids = [self.tokenizer.id(mark) for mark in ends if has(self.tokenizer, mark)]
+        return options | {"stop": checked.stop, "eos_token_id": (*checked.eos_token_id, *ids)}
 
     def _row(self, at: Cursor, told: dict, options: dict) -> Row:
         ids = self._ids(at, told)

@@ -12,6 +12,7 @@ from tqdm import tqdm
 
 from mirada.errors import MiradaError
 from mirada.model import Model
+from mirada.text.records import values
 
 from . import files, metrics, score
 from .pipeline import pipeline
@@ -96,7 +97,7 @@ def _rows(path: str | Path, columns: dict[str, str], delimiter: str | None, limi
           ) -> list[dict]:
     """The examples, each with all that its row holds and the fields under their own names."""
     found = []
-    for record in islice(files.values(path, columns, delimiter), limit):
+    for record in islice(values(path, columns, delimiter), limit):
         error = record.error
         if error is None:
             row = record.item | {name: record.item.get(own) for name, own in columns.items()}

@@ -7,12 +7,14 @@ from collections.abc import Iterable
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
+from weakref import WeakKeyDictionary
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 
 from mirada.core.heads import Pooled
+from mirada.edit.packed import packed
 from mirada.errors import MiradaError, UntrustedInputError
 from mirada.generate.text import needed
 from mirada.model import Model, Output
@@ -25,6 +27,7 @@ from .long import parts as windows_of
 from .task import Task
 
 POOLINGS = {"mean": lambda x: x.mean(0), "cls": lambda x: x[0], "last": lambda x: x[-1]}
+TWICE = 1 << 31  # bytes of weights that are kept a second time for speed
 MODES = {"mean_tokens": "mean", "cls_token": "cls", "lasttoken": "last"}  # in 1_Pooling/config.json
 
 
@@ -34,6 +37,25 @@ def headless(model: Model) -> Model:
     bare.train(model.training)
     bare.tokenizer, bare.origin = model.tokenizer, model.origin
     return bare
+
+
+_packed: WeakKeyDictionary[Model, tuple[tuple, Model]] = WeakKeyDictionary()
+
+
+def swift(model: Model) -> Model:
+    """The model without its head, its weights packed for a CPU; made anew when they changed.
+
+    Not while a recording runs, which looks at the model's own modules, nor where a second copy
+    of the weights would take much memory.
+    """
+    size = sum(p.nbytes for p in model.parameters())
+    if model.device.type != "cpu" or model.training or model.tape is not None or size > TWICE:
+        return headless(model)
+    now = tuple((id(p), 0 if p.is_inference() else p._version) for p in model.parameters())
+    found = _packed.get(model)
+    if found is None or found[0] != now:
+        _packed[model] = found = now, packed(headless(model))
+    return found[1]
 
 
 class FeatureExtraction(Task):
@@ -150,7 +172,7 @@ def embed(model: Model | str | Path, texts: str | Iterable[str], pooling: str | 
 
     if not rows:
         raise MiradaError("there is no text to embed: give one or more")
-    found = iter(inputs.forward(headless(model), rows, batch_size, take))
+    found = iter(inputs.forward(swift(model), rows, batch_size, take))
     vectors = torch.stack([sum(share * next(found) for share in weights(some))
                            for some in parts]).cpu()
     unit = recipe.normalize if normalize is None else normalize

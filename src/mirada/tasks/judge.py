@@ -120,8 +120,7 @@ def evaluate(model: Model, given: list[Problem], *, samples: int = 1, k: tuple[i
 def permitted(run_untrusted: bool) -> None:
     """Raises MiradaError unless the caller said that programs may be run."""
     if not run_untrusted:
-        raise MiradaError(f"{WARNING}: say that they may be with run_untrusted=True, on the "
-                          "command line --run-untrusted")
+        raise MiradaError(f"{WARNING}; to let them run, say run_untrusted=True (--run-untrusted)")
 
 
 def verdict(program: str) -> str:
