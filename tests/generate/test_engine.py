@@ -8,9 +8,12 @@ import pytest
 import torch
 
 import mirada
+from mirada.edit import lower
+from mirada.edit.small import quantize
 from mirada.errors import MiradaError, WorkFailed
 from mirada.generate.engine import Engine
 from mirada.generate.pool import Pool
+from mirada.kernels import native
 
 FAMILIES = ("llama", "gpt2", "mistral", "gemma2", "gemma3", "bloom", "mixtral", "gptneo", "gptj",
             "starcoder")
@@ -47,6 +50,20 @@ def test_each_answer_is_the_one_it_gets_alone(family):
     engine = Engine(model, tokens=256, rows=4, chunk=16, block=8)
     assert engine.generate(prompts, max_new_tokens=8) == alone
     assert engine.pool.free == 32 and not engine.busy
+
+
+def test_the_native_program_serves_too():
+    if native.missing():
+        pytest.skip(native.missing())
+    torch.manual_seed(0)
+    model = quantize(mirada.build("llama:tiny"), "Q8_0")
+    lower.attach(model)
+    prompts = prompts_for(model, 12, seed=3, longest=80)
+    alone = [solo(model, ids, max_new_tokens=8) for ids in prompts]
+    engine = Engine(model, tokens=1024, rows=4, chunk=48)
+    assert isinstance(engine.runner, native.Native)
+    assert engine.generate(prompts, max_new_tokens=8) == alone
+    assert engine.pool.free == 1024 // native.Native.block
 
 
 def rounds(model, count: int, first: int = 0) -> None:

@@ -124,8 +124,8 @@ class LlamaCpp:
             if c.llama_decode(self.context, batch):
                 raise MiradaError("llama.cpp could not decode this batch")
             found = []
-            for at, token in enumerate(tokens):
-                if token[3]:
+            for at, (_, _, _, wanted) in enumerate(tokens):
+                if wanted:
                     line = c.llama_get_logits_ith(self.context, at)
                     found.append(int(numpy.ctypeslib.as_array(line, (self.vocab,)).argmax()))
             return found

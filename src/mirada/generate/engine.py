@@ -23,7 +23,7 @@ from mirada.model import Model
 from . import sampling, stop
 from .options import Options
 from .pool import Pool
-from .runner import TorchRunner
+from .runner import runner
 
 
 class Request:
@@ -74,7 +74,7 @@ class Engine:
     """Serves one decoder to many.
 
     tokens: keys that the cache holds in all. rows: most answers under way at a time. chunk: most
-    tokens a step reads. block: keys in a block. One lock guards all: requests may come, be read
+    tokens a step reads. block: keys in a block, where the native runtime does not say. One lock guards all: requests may come, be read
     and be cancelled from any thread.
     """
 
@@ -88,8 +88,8 @@ class Engine:
                               f"{chunk} tokens a step cannot be: tokens must hold a block, and a "
                               "step a token of each row")
         self.model, self.rows, self.chunk = model, rows, chunk
-        self.pool = Pool(tokens // block, block)
-        self.runner = TorchRunner(model, tokens // block, block)
+        self.runner = runner(model, tokens, block)
+        self.pool = Pool(tokens // self.runner.block, self.runner.block)
         self.waiting: dict[str, deque[Request]] = {}  # user -> requests; users take turns
         self.running: list[Request] = []
         self.lock = threading.RLock()

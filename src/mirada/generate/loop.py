@@ -92,8 +92,9 @@ def next_tokens(model: Model, input_ids, k: int = 10) -> list[tuple[int, float]]
     """
     if k < 1:
         raise MiradaError(f"k is {k}; a table needs 1 token or more")
+    asked = {"max_new_tokens": 1, "cache": model.new_cache()}  # torch's: the exact numbers
     with torch.inference_mode():
-        chances = single(model, input_ids, None, {"max_new_tokens": 1}).feed.begin()[0].softmax(-1)
+        chances = single(model, input_ids, None, asked).feed.begin()[0].softmax(-1)
     best = chances.topk(min(k, len(chances)))
     return list(zip(best.indices.tolist(), best.values.tolist(), strict=True))
 

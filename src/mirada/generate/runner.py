@@ -6,7 +6,19 @@ import torch
 from torch import Tensor
 
 from mirada.core.pages import Paged, Pages
+from mirada.edit import lower
 from mirada.model import Caches, Model
+
+
+def runner(model: Model, tokens: int, block: int):
+    """What steps a model: its native program where there is one, with blocks of its own size, else
+    TorchRunner. Both hold `tokens` keys in all, `block` of them in a block."""
+    native = lower.ready(model)
+    if native is None:
+        return TorchRunner(model, tokens // block, block)
+    own = native.fork()
+    own.reserve(tokens // own.block)
+    return own
 
 
 class TorchRunner:
@@ -16,7 +28,7 @@ class TorchRunner:
     """
 
     def __init__(self, model: Model, blocks: int, size: int):
-        self.model, self.pages = model, Pages(blocks, size)
+        self.model, self.block, self.pages = model, size, Pages(blocks, size)
         self.cache = Caches(
             {name: Paged(self.pages) for name in place} for place in model.new_cache())
 
