@@ -22,7 +22,7 @@ import transformers
 
 import mirada
 from mirada import shelf
-from mirada.tasks.features import headless
+from mirada.tasks.features import swift
 
 BATCH = 32
 LENGTHS = {"32 tokens": (32, 32), "128 tokens": (128, 128), "8 to 128": (8, 128)}
@@ -46,11 +46,14 @@ def pooled(states: torch.Tensor, mask: torch.Tensor) -> torch.Tensor:
 
 
 def sides(folder: str, kind: str, some: list[str]) -> dict[str, tuple]:
-    """What is timed: "model" from ids to vectors, "text" from text to vectors; theirs and ours."""
+    """What is timed: "model" from ids to vectors, "text" from text to vectors; theirs and ours.
+
+    swift is the model as mirada.embed runs it, its weights packed for the CPU on first use.
+    """
     theirs = transformers.BertModel.from_pretrained(folder, dtype=DTYPES[kind]).eval()
     tokenizer = transformers.AutoTokenizer.from_pretrained(folder)
     ours = mirada.load(folder, dtype=DTYPES[kind])
-    bare, batch = headless(ours), dict(tokenizer(some, padding=True, return_tensors="pt"))
+    bare, batch = swift(ours), dict(tokenizer(some, padding=True, return_tensors="pt"))
 
     @torch.inference_mode()
     def their_model(batch=batch):

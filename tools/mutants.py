@@ -34,7 +34,7 @@ SECONDS = 60  # of processor time a mutant may take, so that a busy machine kill
 FAMILY = 300  # the same, of a family's tests, which load the reference; past it none is killed
 TARGETS = ["src/mirada/core", "src/mirada/models"]
 MODELS = "src/mirada/models/"
-ALIKE = ["tests/models/test_defaults.py", "tests/models/test_sizes.py"]  # of all families
+ALIKE = [f"tests/models/test_{name}.py" for name in ("defaults", "sizes", "init")]  # of all
 WANTED = 95  # percent killed
 
 OPERATORS = {
@@ -478,7 +478,8 @@ def _children() -> float:
 
 def check_killers(root: Path, verdicts: list[str]):
     """Raise SystemExit where a test that is said to have noticed fails on the unbroken source."""
-    found = {m[1] for v in verdicts if (m := re.match(r"killed \(FAILED (tests/\S+?::.+?) - ", v))}
+    noticed = (re.match(r"killed \(FAILED (tests/\S+?::.+?)(?: - .*)?\)$", v) for v in verdicts)
+    found = {match[1] for match in noticed if match}
     if not found:
         return
     with tempfile.TemporaryDirectory() as folder:

@@ -295,7 +295,7 @@ def fill(model: Model, reader, weights, dtype, device, ignore, where: str) -> No
             name = step.files[n if len(step.files) == len(step.ours) else 0]
             old = places[path][0][2]
             kind = _kind(old, name, reader, dtype, where)
-            _put(places[path], torch.empty_like(old, dtype=kind, device=device))
+            _put(places[path], torch.empty(old.shape, dtype=kind, device=device))
     state = model.state()
     for step in steps:
         for path, tensor in _read(step, reader):
@@ -550,7 +550,7 @@ def _load_parts(path: Path, dtype, device, ignore, architecture) -> Model:
     with joined.open_parts(path, meta.axis(params)) as reader:
         raw = meta.config(params, reader, where)
         config, ignored = _config(fam, raw, where, ())
-        model = _shell(fam, config, architecture or meta.ARCHITECTURE, reader, where)
+        model = _shell(fam, config, architecture or "LlamaForCausalLM", reader, where)
         model.origin = Origin(str(path), raw, ignored=ignored, dialect="consolidated")
         fill(model, reader, meta.weights(config), dtype, device, ignore, str(path))
     model.origin.carried = {}  # a saved folder has no place for these files' frequencies

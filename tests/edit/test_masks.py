@@ -1,10 +1,16 @@
 """Attention patterns: what each allows, in every family's real passes, and what is said of it."""
 
+
+import itertools
+
 import pytest
 import torch
+from torch.profiler import ProfilerActivity, profile
 
 import mirada
 from core.plain import visible
+from mirada.core.attend import KERNELS, Call
+from mirada.core.cache import KV
 from mirada.core.mask import Mask
 from mirada.edit import attention_pattern, pattern
 from mirada.errors import MiradaError
@@ -147,3 +153,23 @@ def test_masks_are_shown(tmp_path):
                                        "all: 100% of all pairs", *["■ ■ ■"] * 3]
     assert found.data()["local"] == [[1, 0, 0], [1, 1, 0], [0, 1, 1]]
     assert (tmp_path / "m.png").samefile(found.save(tmp_path / "m.png"))
+
+
+def peak(kernel: str, call: Call) -> int:
+    """Most bytes held at once of what the kernel allocates, by the allocator's own record."""
+    with torch.inference_mode(), profile(
+            activities=[ProfilerActivity.CPU], profile_memory=True) as found:
+        KERNELS[kernel].run(call)
+    steps = sorted((e.start_ns(), e.nbytes()) for e in found.profiler.kineto_results.events()
+                   if e.name() == "[memory]")
+    return max(itertools.accumulate(size for _, size in steps))
+
+
+@pytest.mark.scope("1.16.1")
+@pytest.mark.parametrize("kind, sizes", [("strided", {"stride": 64}), ("fixed", {"stride": 64})])
+def test_measured_memory_is_lower(kind, sizes):
+    q = torch.randn(1, 4, 4096, 32)
+    mask = pattern(kind, causal=True, **sizes)
+    used = {name: peak(name, Call(q, KV(q, q), 32**-0.5, mask)) for name in ("sparse", "sdpa")}
+    assert used["sdpa"] > 4096 * 4096, "dense attention holds the mask at the least"
+    assert used["sparse"] < 0.25 * used["sdpa"], used

@@ -44,7 +44,8 @@ def test_as_the_reference_has_it(model, real):
 
 
 def test_its_other_heads_are_carried(model, tmp_path):
-    heads = {f"cls.{head}.{p}" for head in ("species", "chain", "graft") for p in ("weight", "bias")}
+    heads = {f"cls.{head}.{p}" for head in ("species", "chain", "graft")
+             for p in ("weight", "bias")}
     assert heads <= model.origin.carried.keys()
     mirada.save(model, tmp_path / "again")
     again = mirada.load(tmp_path / "again")

@@ -1,5 +1,6 @@
 """Published vocabularies as GGUF files, and the ids that their own tokenizers gave 47 texts."""
 
+import base64
 import hashlib
 import json
 import sys
@@ -8,13 +9,15 @@ from pathlib import Path
 import pytest
 
 from mirada.text import Tokenizer, metadata
+from mirada.text.stream import bytes_of
 from mirada.weights.gguf import GGUF
 
 FOLDER = Path(sys.prefix) / "real" / "llama-cpp-python"
 BETWEEN = "\n__ggml_vocab_test__\n"
 FULL = [
-    "bert-bge", "command-r", "deepseek-coder", "deepseek-llm", "falcon", "gpt-2", "llama-bpe",
-    "llama-spm", "mpt", "phi-3", "qwen2", "refact", "starcoder",
+    "bert-bge", "deepseek-coder", "deepseek-llm", "falcon", "gpt-2", "llama-bpe", "llama-spm",
+    "mpt", "phi-3", "qwen2", "refact", "starcoder",
+    pytest.param("command-r", marks=pytest.mark.slow),
 ]
 # Two marks after their letters, and a run of them: the published tokenizer composes these (NFC),
 # the program that wrote this file's ids does not.
@@ -64,13 +67,29 @@ def test_the_last_file_differs_by_its_normal_form():
     texts, wanted = golden("qwen35")
     spec, settings = metadata.describe(told)
     assert len(texts) == 51 and spec["normalizer"] == {"type": "NFC"}
-    assert missed(Tokenizer(spec, settings), texts, wanted) == DECOMPOSED
-    plain = Tokenizer({**spec, "normalizer": None}, settings)
-    assert missed(plain, texts, wanted) == []
+    ours = Tokenizer(spec, settings)
+    assert missed(ours, texts, wanted) == DECOMPOSED
+    ours._library.normalizer = None
+    assert missed(ours, texts, wanted) == []
+
+
+def test_llama3_as_it_was_first_published(tmp_path):
+    """Its ranks in tokenizer.model, beside params.json: the same 47, the same special tokens."""
+    told = vocabulary("llama-bpe")
+    tokens = told["tokenizer.ggml.tokens"]
+    rows = (b"%s %d\n" % (base64.b64encode(bytes_of(t)), i) for i, t in enumerate(tokens[:128_000]))
+    (tmp_path / "tokenizer.model").write_bytes(b"".join(rows))
+    (tmp_path / "params.json").write_text("{}")
+    ours = Tokenizer.from_folder(tmp_path)
+    texts, wanted = golden("llama-bpe")
+    assert missed(ours, texts, wanted) == []
+    assert [ours.token(i) for i in range(128_000, 128_256)] == tokens[128_000:]
+    assert ours.encode("a").ids[0] == ours.bos_id == 128_000 and ours.eos_ids == {128_001, 128_009}
 
 
 @pytest.mark.parametrize(("name", "size"), [
-    ("gpt-neox", 50_432), ("aquila", 100_008), ("baichuan", 64_000),
+    ("gpt-neox", 50_432), ("baichuan", 64_000),
+    pytest.param("aquila", 100_008, marks=pytest.mark.slow),
     pytest.param("nomic-bert-moe", 250_048, marks=pytest.mark.slow),
 ])
 def test_without_goldens(name, size):

@@ -13,6 +13,9 @@ import pytest
 import torch
 import transformers
 
+import mirada
+from mirada.errors import MiradaError
+from mirada.tasks import write
 from tasks import tiny
 from tasks.test_answer import expected, spans
 
@@ -64,8 +67,9 @@ def polyglot(folder):
 
 MAKERS = {
     "my-bert": bert("ForMaskedLM"), "my-sentiment": bert("ForSequenceClassification", LABELS),
-    "my-nli": bert("ForSequenceClassification", NLI), "my-ner": bert("ForTokenClassification", TAGS),
-    "my-qa": bert("ForQuestionAnswering"), "my-gpt2": tiny.gpt2,
+    "my-nli": bert("ForSequenceClassification", NLI),
+    "my-ner": bert("ForTokenClassification", TAGS), "my-qa": bert("ForQuestionAnswering"),
+    "my-gpt2": tiny.gpt2,
     "my-t5": lambda folder: tiny.t5(folder, task_specific_params=T5),
     "my-bart": summarizer, "my-mbart": polyglot,
 }
@@ -347,7 +351,8 @@ result = again("the cat sat on a mat", top_k=None)
 
 
 @pytest.mark.parametrize("name", KEPT)
-@pytest.mark.filterwarnings("ignore:Tokenizer does not support", "ignore:a text of", "ignore:the target")
+@pytest.mark.filterwarnings("ignore:Tokenizer does not support", "ignore:a text of",
+                            "ignore:the target")
 def test_a_kept_task(models, monkeypatch, name):
     monkeypatch.chdir(models)
     program = KEPT[name]
@@ -524,3 +529,66 @@ def test_a_dropped_task(models, monkeypatch, name):
     program, wanted = DROPPED[name]
     assert program.count(OLD) == 1
     tiny.near(ran(program.replace(OLD, NEW)), plain(wanted()))
+
+
+@pytest.mark.parametrize(("told", "says"), [
+    ({"framework": "tf"}, "computes with PyTorch"),
+    ({"device_map": {"": 0}}, "device_map is a dict"),
+    ({"model_kwargs": {"quantization_config": 4}}, "quantization_config, and can have dtype only"),
+    ({"torch_dtype": "float7"}, "'float7'; it can be float32"),
+    ({"model": None}, "needs a model.*nothing is fetched"),
+    ({"batch_size": 0}, "batch_size is 0"), ({"revision": "main"}, "no option 'revision'")])
+def test_what_an_older_program_may_not_say(models, told, says):
+    given = {"model": models / "my-bert"} | told
+    with pytest.raises(MiradaError, match=says):
+        mirada.pipeline("fill-mask", **given)
+
+
+def test_a_model_needs_its_tokenizer(models):
+    theirs = transformers.AutoModelForMaskedLM.from_pretrained(models / "my-bert")
+    with pytest.raises(MiradaError, match="BertForMaskedLM without its tokenizer"):
+        mirada.pipeline("fill-mask", theirs)
+
+
+@pytest.mark.parametrize(("told", "dtype"), [
+    ({"torch_dtype": "bfloat16"}, torch.bfloat16), ({"torch_dtype": "auto"}, torch.float32),
+    ({"model_kwargs": {"torch_dtype": torch.float16}}, torch.float16),
+    ({"device_map": "cpu", "use_fast": True, "trust_remote_code": False}, torch.float32)])
+def test_older_names_of_what_loads_a_model(models, told, dtype):
+    pipe = mirada.pipeline("fill-mask", model=models / "my-bert", **told)
+    assert pipe.model.dtype == dtype and pipe.model.device.type == "cpu"
+
+
+def test_the_reference_s_names_of_tokens(models):
+    ours = mirada.load(models / "my-gpt2").tokenizer
+    theirs = transformers.AutoTokenizer.from_pretrained(models / "my-gpt2")
+    for role in ("bos", "eos", "unk", "pad", "cls", "sep", "mask"):
+        for name in (f"{role}_token", f"{role}_token_id"):
+            assert getattr(ours, name) == getattr(theirs, name), name
+    with pytest.raises(AttributeError, match="no 'vocab_token'"):
+        ours.vocab_token  # noqa: B018
+
+
+def test_a_batch_size_of_one_call(models):
+    pipe, seen = mirada.pipeline("text-classification", models / "my-sentiment"), []
+    pipe.model.register_forward_hook(lambda m, given, out: seen.append(len(out.logits)))
+    pipe(["the cat sat"] * 6, batch_size=4)
+    pipe(["the cat sat"] * 6)
+    assert seen == [4, 2, 6] and pipe.batch_size == 32
+
+
+def test_a_seed_of_torch_s_own_is_drawn_on(models):
+    """Two calls after one seed differ; a call's own seed leaves torch's numbers alone."""
+    pipe = mirada.pipeline("text-generation", models / "my-gpt2", max_new_tokens=12)
+    mirada.set_seed(3)
+    first, second = pipe("the"), pipe("the")
+    mirada.set_seed(3)
+    assert first != second and pipe("the", seed=9) == pipe("the", seed=9)
+    assert [pipe("the"), pipe("the")] == [first, second]
+
+
+@pytest.mark.parametrize("text", ["a cat 's mat , do n't sit .", "we 've what they 're , I 'm ' a"])
+def test_spaces_are_tidied_as_the_reference_does(text):
+    theirs = transformers.PreTrainedTokenizerBase.clean_up_tokenization(None, text)
+    assert write._tidy(text, {"clean_up_tokenization_spaces": True}) == theirs
+    assert write._tidy(text, {}) == text

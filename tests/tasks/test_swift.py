@@ -1,11 +1,11 @@
-"""Embedding runs a twin of the model, packed for the CPU: the same vectors, and never stale ones."""
+"""Embedding runs a twin of the model, packed for the CPU: the same vectors, never stale ones."""
 
 import pytest
 import torch
 
 import mirada
 from mirada import edit
-from mirada.edit.packed import Packed
+from mirada.edit.ordered import Packed
 from mirada.tasks import features, inputs
 from tasks import tiny
 

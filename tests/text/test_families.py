@@ -108,6 +108,21 @@ def test_special_text(tmp_path):
         ours.encode("the <mask></s>", special=False, parse_special=False).ids) - {ours.unk_id}
 
 
+def test_a_token_that_is_needed(tmp_path):
+    """An end that the vocabulary lacks is named; one with a space in it is a token like others."""
+    data = v.sentencepiece(**{**PLAIN, "eos_id": -1})
+    path = v.folder(tmp_path / "t5", {
+        "spiece.model": data, "tokenizer_config.json": {"tokenizer_class": "T5Tokenizer"}})
+    with pytest.raises(UntrustedInputError, match="{eos}: None is needed"):
+        Tokenizer.from_folder(path)
+    ours, *_ = read(tmp_path, "Pegasus", eos_token="the end: {x}")
+    assert ours.token(ours.encode("a").ids[-1]) == "the end: {x}"
+    bos = {"tokenizer_class": "LlamaTokenizer", "bos_token": "a b:"}
+    path = v.folder(tmp_path / "l", {"tokenizer.model": v.llama_model(),
+                                     "tokenizer_config.json": bos})
+    assert Tokenizer.from_folder(path).encode("a").ids[0] == 420
+
+
 def test_languages(tmp_path):
     for name in ("MBart", "MBart50"):
         ours, *_ = read(tmp_path, name, src_lang="es_XX")

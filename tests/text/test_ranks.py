@@ -59,7 +59,7 @@ def test_every_encoding(tmp_path, small, name, monkeypatch):
     path = tmp_path / f"{name}.tiktoken"
     path.write_bytes(written(small))
     ours, theirs = Tokenizer.from_file(path), reference(name, path, monkeypatch)
-    assert_same(ours, theirs, v.corpus()[::10])
+    assert_same(ours, theirs, v.corpus()[::20])
     for token, number in theirs._special_tokens.items():
         assert ours.id(token) == number and number in ours.special_ids
     draw = random.Random(4)

@@ -196,7 +196,7 @@ def test_gguf_splits(pre):
     assert [text[a:b] for a, b in spans] == PUBLISHED[pre]
 
 
-@pytest.mark.parametrize("pre", spec.PRE)
+@pytest.mark.parametrize("pre", spec.RULES)
 def test_every_split_keeps_every_byte(pre):
     vocab = json.loads(v.byte_level()["vocab.json"])
     ours = Tokenizer(readers.byte_level(vocab, v.byte_level()["merges.txt"].split("\n")[1:], pre))
@@ -246,6 +246,34 @@ def test_gguf_bert(minilm):
     for text in v.texts(1_000):
         assert ours.encode(text, text[::-1]).ids == same.encode(text, text[::-1]).ids
     assert "token_type_ids" in ours.inputs and ours.pad_id == 0
+
+
+def test_one_file(minilm, tmp_path):
+    """tokenizer.json, vocab.txt, a SentencePiece model: alone as in their folders."""
+    same = Tokenizer.from_folder(minilm)
+    for name in ("tokenizer.json", "vocab.txt"):
+        ours = Tokenizer.from_file(minilm / name)
+        for text in v.texts(600):
+            assert ours.encode(text).ids == same.encode(text).ids, text
+    (tmp_path / "any.model").write_bytes(v.llama_model())
+    same = Tokenizer.from_folder(v.folder(tmp_path / "m", {"tokenizer.model": v.llama_model()}))
+    assert Tokenizer.from_file(tmp_path / "any.model").encode("niño").ids == same.encode("niño").ids
+    with pytest.raises(MiradaError, match="a tokenizer's file ends in"):
+        Tokenizer.from_file(tmp_path / "any.doc")
+    with pytest.raises(UntrustedInputError, match="there is no such file"):
+        Tokenizer.from_file(tmp_path / "none.model")
+
+
+def test_a_mask_that_takes_its_space_along(tmp_path):
+    """The flags that a config gives a role's token count."""
+    path = v.folder(tmp_path, {**v.byte_level(), "tokenizer_config.json": {
+        "tokenizer_class": "RobertaTokenizer",
+        "mask_token": {"__type": "AddedToken", "content": "<mask>", "lstrip": True},
+    }})
+    ours, reference = Tokenizer.from_folder(path), transformers.AutoTokenizer.from_pretrained(path)
+    for text in ("a <mask> b", "<mask>", " <mask>."):
+        assert ours.encode(text).ids == reference(text)["input_ids"], text
+    assert ours.encode("a <mask>", special=False).ids == [ours.id("a"), ours.mask_id]
 
 
 def test_unknown_rules_are_named(tmp_path, smollm):

@@ -168,6 +168,12 @@ def test_the_commands_refuse(files, tmp_path, capsys):
     assert code == 2 and "vocabulary" in said
     code, _, said = run(capsys, "train", str(tmp_path / "none.txt"), "--kind", "bpe", "--size",
                         "300", "-o", str(tmp_path / "x"))
-    assert code == 1 and said.startswith("mirada: ") and "none.txt: No such file" in said
+    assert code == 2 and "none.txt: file: there is no such file" in said
+    code, _, said = run(capsys, "train", str(tmp_path), "--kind", "bpe", "--size", "300", "-o",
+                        str(tmp_path / "x"))
+    assert code == 2 and "must be a regular file" in said
+    code, _, said = run(capsys, "train", *files, "--kind", "bpe", "--size", "300", "--special", "",
+                        "-o", str(tmp_path / "x"))
+    assert code == 2 and "must have a character" in said and not (tmp_path / "x").exists()
     code, said, _ = run(capsys, "encode", out, "\x1b[31m")
     assert "\x1b" not in said and r"\x1b" in said

@@ -49,9 +49,10 @@ def _train(args) -> None:
 
 
 def _tokenizer(name: str):
+    from mirada import shelf
     from mirada.registry import locate
     from mirada.text import Tokenizer
-    path = locate(name)
+    path = shelf.unsaid(name)[1] or locate(name)
     return Tokenizer.from_file(path) if path.is_file() else Tokenizer.from_folder(path)
 
 

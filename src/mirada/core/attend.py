@@ -18,6 +18,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from mirada.errors import MiradaError
+from mirada.kernels import sparse
 
 from .cache import KV
 from .mask import Mask
@@ -96,7 +97,7 @@ def choose(call: Call) -> str:
         return pinned
     name = next(name for name in PREFERENCE if not KERNELS[name].cannot(call))
     T, S = call.q.shape[2], call.kv.k.shape[2]
-    if T * S <= LARGEST:
+    if T * S <= LARGEST or name == "sparse":
         return name
     plain = call.bias is None and (call.mask.trivial(T, S) or call.mask.only_causal(T, S))
     return name if plain and name == "sdpa" else "tiled"
@@ -164,6 +165,7 @@ KERNELS: dict[str, Kernel] = {
     "sdpa": Kernel(_sdpa, _sdpa_cannot),
     "exact": Kernel(_exact, lambda call: None),
     "tiled": Kernel(tiled, lambda call: None),
+    "sparse": Kernel(sparse.run, sparse.cannot),
 }
-PREFERENCE = ["sdpa", "exact"]  # speed
+PREFERENCE = ["sparse", "sdpa", "exact"]  # speed
 LARGEST = 1 << 24  # pairs of a query and a key for which a dense mask is still built

@@ -3,7 +3,7 @@
 import importlib
 
 _HOMES = {  # public name -> the file that holds it; nothing is imported until it is used
-    "quantize": "small",
+    "packed": "ordered", "quantize": "small",
     "attention_pattern": "masks", "pattern": "masks",
     "resize_positions": "positions", "without_positions": "positions",
     "without_residual": "residual",

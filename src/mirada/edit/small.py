@@ -19,6 +19,7 @@ from mirada.kernels.blocks import LAYOUTS, fitting
 from mirada.kernels.pack import pack
 from mirada.model import Model
 
+from .gptq import calibrated
 from .share import share
 
 WORDS = {"int8": "I8", "int4": "Q4_0", "nf4": "NF4", "fp4": "FP4"}
@@ -26,7 +27,7 @@ WIDE = (r"(^|\.)router$",)  # a few weights that decide which of the others run
 
 
 def quantize(model: Model, to: str = "int8", *, tables: str | None = None,
-             skip: Iterable[str] = ()) -> Model:
+             skip: Iterable[str] = (), calibrate: str | None = None) -> Model:
     """The model with the projections of its blocks in `to`; the one given stays.
 
     to: int8 (one scale a row), int4 (Q4_0), nf4, fp4, or a type of kernels.blocks as GGUF names
@@ -34,13 +35,17 @@ def quantize(model: Model, to: str = "int8", *, tables: str | None = None,
     as do norms, biases, routers, poolers and classifiers. skip: regular expressions of paths that
     stay wide too. Rows that no block fits stay wide; rows of no whole 256 take a type of 32
     (kernels.blocks.SHORTER). int8 multiplies in eight bits too: faster than float32, and a little
-    further from it than the weights alone, which Q8_0 is. Quantized weights do not train: all is
+    further from it than the weights alone, which Q8_0 is. calibrate: a text of some thousand
+    words from which int4 learns its rounding (edit.gptq). Quantized weights do not train: all is
     frozen.
     Raises MiradaError for an unknown type or a model that is quantized already.
     """
     _check(model, to, tables)
     other = share(model)
     chosen = _chosen(other, to, tables, skip)
+    if calibrate is not None:
+        calibrated(other, {m: t for m, t in chosen.items() if not _table(other, m)}, calibrate)
+        chosen = {m: t for m, t in chosen.items() if _table(other, m)}
     made: dict[tuple[int, str], torch.Tensor] = {}  # a tied table is packed once
     new = {}
     for module, type in tqdm(chosen.items(), "quantize", disable=None, leave=False):
@@ -51,7 +56,18 @@ def quantize(model: Model, to: str = "int8", *, tables: str | None = None,
         if isinstance(module, nn.Embedding):
             new[module].dtype = module.weight.dtype
     replaced(other, new)
-    return other.requires_grad_(False)
+    return _frozen(other)
+
+
+def _frozen(model: Model) -> Model:
+    """The same numbers, none to be trained; the parameters that others hold stay as they are."""
+    still: dict[nn.Parameter, nn.Parameter] = {}
+    for module in model.modules():
+        for name, p in module._parameters.items():
+            if p is not None:
+                new = still.setdefault(p, nn.Parameter(p.detach(), requires_grad=False))
+                module._parameters[name] = new
+    return model
 
 
 def type_of(word: str) -> str:
@@ -73,14 +89,17 @@ def _check(model: Model, to: str, tables: str | None) -> None:
                           "it with dtype=torch.float32, or take the model it was made from")
 
 
+def _table(model: Model, module: nn.Module) -> bool:
+    """True for the token table and a language model's head."""
+    return module in (getattr(model.head, "out", None), getattr(model.decoder.embed, "token", None))
+
+
 def _chosen(model: Model, to: str, tables: str | None, skip: Iterable[str]) -> dict:
     """Module -> the type it gets."""
-    out = getattr(model.head, "out", None)
-    table = getattr(model.decoder.embed, "token", None)
     chosen = {}
     for path, module in model.named_modules():
         path = path.removeprefix("body.")
-        word = tables if module in (out, table) else to if ".blocks." in f".{path}" else None
+        word = tables if _table(model, module) else to if ".blocks." in f".{path}" else None
         wide = word is None or not keeps(module) or any(re.search(p, path) for p in (*WIDE, *skip))
         type = None if wide else fitting(type_of(word), module.weight.shape[1])
         if type is not None:

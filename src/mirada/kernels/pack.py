@@ -35,6 +35,12 @@ def pack(x: Tensor, type: str) -> Tensor:
     return out.view(*x.shape[:-1], -1)
 
 
+def join(codes: Tensor, scales: Tensor) -> Tensor:
+    """Q4_0 of codes of 0 .. 15, (rows, n) uint8, and their scales, (rows, n / 32): the blocks."""
+    blocks = _four((scales.half().reshape(-1, 1), codes.reshape(-1, 32)))
+    return blocks.view(len(codes), -1)
+
+
 def _bytes(x: Tensor) -> Tensor:
     """(n, k) of any type -> its bytes, (n, k * size)."""
     return x.contiguous().view(torch.uint8)

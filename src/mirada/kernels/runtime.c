@@ -17,6 +17,7 @@
 #include <stdlib.h>
 #include <string.h>
 #include <sys/mman.h>
+#include <time.h>
 #include <unistd.h>
 
 #if defined(MIRADA_PORTABLE)
@@ -413,12 +414,21 @@ static struct {
     int threads, pid;
     work work;
     void *job;
-    atomic_int epoch, sleepers, stop, arrived, sense;
+    atomic_int epoch, stop, arrived, sense;
+    atomic_llong lost; /* nanoseconds of this job in which a thread waited for one without a core */
 } crew = {.one = PTHREAD_MUTEX_INITIALIZER, .asleep = PTHREAD_MUTEX_INITIALIZER,
           .wake = PTHREAD_COND_INITIALIZER, .threads = 1};
 
-static void rest(int *spins) { /* another process may own the core that we wait for */
-    if (++*spins > 2000) sched_yield();
+enum { PATIENCE = 2000 }; /* pauses, some 30 us: longer than any thread waits for one that runs */
+
+static long long now(void) {
+    struct timespec t;
+    clock_gettime(CLOCK_MONOTONIC, &t);
+    return t.tv_sec * 1000000000LL + t.tv_nsec;
+}
+
+static void rest(int spins) { /* another process may own the core that we wait for */
+    if (spins > PATIENCE) sched_yield();
 #if defined(__x86_64__)
     else __builtin_ia32_pause();
 #endif
@@ -426,22 +436,26 @@ static void rest(int *spins) { /* another process may own the core that we wait 
 
 static void barrier(int threads) {
     if (threads == 1) return;
-    int sense = atomic_load_explicit(&crew.sense, memory_order_relaxed), spins = 0;
+    int sense = atomic_load_explicit(&crew.sense, memory_order_relaxed);
     if (atomic_fetch_add(&crew.arrived, 1) == threads - 1) {
         atomic_store_explicit(&crew.arrived, 0, memory_order_relaxed);
         atomic_store(&crew.sense, sense + 1);
-    } else
-        while (atomic_load_explicit(&crew.sense, memory_order_acquire) == sense) rest(&spins);
+        return;
+    }
+    long long since = 0;
+    for (int spins = 0; atomic_load_explicit(&crew.sense, memory_order_acquire) == sense; spins++) {
+        if (spins == PATIENCE) since = now();
+        rest(spins);
+    }
+    if (since) atomic_fetch_add(&crew.lost, now() - since);
 }
 
 static void *member(void *number) {
     int thread = (int)(intptr_t)number, seen = 0;
     for (;;) {
-        for (int spins = 0; atomic_load(&crew.epoch) == seen && spins < 4000;) rest(&spins);
+        for (int n = 0; atomic_load(&crew.epoch) == seen && n < 2 * PATIENCE; n++) rest(n);
         pthread_mutex_lock(&crew.asleep);
-        atomic_fetch_add(&crew.sleepers, 1);
         while (atomic_load(&crew.epoch) == seen) pthread_cond_wait(&crew.wake, &crew.asleep);
-        atomic_fetch_sub(&crew.sleepers, 1);
         pthread_mutex_unlock(&crew.asleep);
         seen = atomic_load(&crew.epoch);
         if (atomic_load(&crew.stop)) return NULL;
@@ -465,7 +479,6 @@ static void dismiss(void) {
     }
     atomic_store(&crew.stop, 0);
     atomic_store(&crew.epoch, 0);
-    atomic_store(&crew.sleepers, 0);
     atomic_store(&crew.arrived, 0);
     crew.threads = 1;
 }
@@ -996,11 +1009,21 @@ static void norm(step *s, const operator *o, int tokens, int thread) {
     }
 }
 
+#ifdef PROFILE /* nanoseconds that operator n took, its barrier included, over all steps */
+enum { WATCHED = 1 << 14 };
+static int64_t spent[WATCHED];
+const int64_t *mirada_spent(void) { return spent; }
+#define WATCH(n, t) if (thread == 0 && (n) < WATCHED) spent[n] += t
+#else
+#define WATCH(n, t)
+#endif
+
 static void walk(void *job, int thread, int threads) {
     step *s = job;
     int tokens = s->b->tokens;
     s->threads = threads;
     for (int n = 0; n < s->p->count; n++) {
+        WATCH(n, -now());
         const operator *o = s->p->ops + n;
         atomic_int *next = s->next + n;
         switch (o->op) {
@@ -1023,8 +1046,9 @@ static void walk(void *job, int thread, int threads) {
                         x[i] = o->op == SCALE ? x[i] * o->scale : o->cap * tanhf(x[i] / o->cap);
                 }
         }
+        if (!(o->flags & OPEN) && tokens) barrier(threads);
+        WATCH(n, now());
         if (tokens == 0) return;
-        if (!(o->flags & OPEN)) barrier(threads);
     }
 }
 
@@ -1105,10 +1129,29 @@ static int run_step(const program *p, const batch *b, int threads) {
     return 0;
 }
 
+/* Threads that share their cores with another program wait for each other longer than they work:
+   then fewer run for a while. The numbers do not depend on how many there are. */
+static struct { int threads, trouble, quiet, wait; } pace = {THREADS, 0, 0, 32};
+
+static void learn(int asked, int used, long long lost, long long took) {
+    if (used > 1 && lost * 3 > took * (used - 1)) {
+        if ((pace.trouble += 4) < 8) return;
+        pace.wait = pace.quiet < 16 ? MIN(2 * pace.wait, 1024) : 32;
+        pace.threads = used - 1, pace.trouble = pace.quiet = 0;
+    } else {
+        pace.trouble -= pace.trouble > 0, pace.quiet++;
+        if (used < asked && pace.quiet >= pace.wait) pace.threads = used + 1, pace.quiet = 0;
+    }
+}
+
 /* 0: done; else which of its arguments is wrong (see wrong) or 6, no memory */
 int mirada_step(const program *p, const batch *b, int threads) {
     pthread_mutex_lock(&crew.one);
-    int bad = run_step(p, b, MAX(1, MIN(threads, THREADS)));
+    int asked = MAX(1, MIN(threads, THREADS)), used = MIN(asked, pace.threads);
+    long long start = now();
+    atomic_store(&crew.lost, 0);
+    int bad = run_step(p, b, used);
+    learn(asked, used, atomic_load(&crew.lost), now() - start);
     pthread_mutex_unlock(&crew.one);
     return bad;
 }

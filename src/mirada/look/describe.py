@@ -115,6 +115,8 @@ def facts(model) -> dict[str, str]:
     paths = model.paths()
     tied = any(paths.get(out, out) != out for out in ("head.out.weight", "head.out.blocks"))
     found["head"] = type(model.head).__name__ + (", tied to the token table" if tied else "")
+    if model.generates:
+        found["runs"] = model.path()
     return found
 
 

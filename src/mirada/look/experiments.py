@@ -192,6 +192,7 @@ class Gradients:
                           linewidth=1.8, label=name)
                 axes.grid(color=draw.EDGE, linewidth=0.5)
         first.set_yscale("log")
+        first.minorticks_off()
         first.yaxis.set_major_formatter(lambda x, _: f"{x:g}")
         second.set_ylim(min(-0.05, *self.usual.likeness, *self.without.likeness), 1.05)
         second.legend(frameon=False, fontsize=9, labelcolor=draw.INK)

@@ -126,13 +126,15 @@ def _same_as_file(name: str, model, batch) -> Check:
     outputs too: a hook or a replaced method shows there only."""
     from mirada import registry
     origin, settings = model.origin, len(dict(_scalars(model)))
+    small = _types(model)
+    if origin.path is None and small:
+        return Check(name, None, "it was quantized, and has no file")
     if origin.path is None:
         other = registry.assemble(registry.family(model.family), model.config, model.architecture)
         return _none_of(differences(model, other, tensors=False), name,
                         f"{settings} settings equal those of its config; it has no file")
     if not Path(origin.path).exists():
         return Check(name, None, f"{origin.path} is no longer there")
-    small = _types(model)
     other = registry.load(origin.path, dtype=None if small else model.dtype, device=model.device,
                           ignore=tuple(origin.ignored), architecture=model.architecture)
     if small != _types(other):
@@ -372,6 +374,8 @@ def _reference(name: str, model, batch) -> Check:
         return Check(name, None, "transformers is not installed")
     if model.origin.path is None:
         return Check(name, None, "the model did not come from a file")
+    if _types(model) and not _as_in_gguf(model):
+        return Check(name, None, "its weights are quantized, and transformers' would not be")
     try:
         version, theirs = _transformers(model, batch)
         model = _widened(model)
@@ -383,6 +387,13 @@ def _reference(name: str, model, batch) -> Check:
     checks = [_close(name, model, ours[k], theirs[k], bar) for k in ours if k in theirs]
     check = min(checks, key=lambda c: c.ok)  # a failure first
     return dataclasses.replace(check, figure=f"{check.figure}, {version}")
+
+
+def _as_in_gguf(model) -> bool:
+    """True where the weights stand in the blocks of their GGUF file, which the reference reads."""
+    from mirada import registry
+    path = Path(model.origin.path)
+    return path.suffix == ".gguf" and _types(registry.load(path)) == _types(model)
 
 
 def _transformers(model, batch) -> tuple[str, dict]:

@@ -3,16 +3,14 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from pathlib import Path
 
 from mirada.errors import UntrustedInputError
 from mirada.weights import config as configs
 from mirada.weights.config import ANY, key, size
 from mirada.weights.rows import RotaryPairs, Weights
 
-ARCHITECTURE = "LlamaForCausalLM"
 INERT = {"max_batch_size": ANY, "max_seq_len": ANY}  # of the program that ran it
-# Columns of a matrix are cut along its rows' axis and the reverse; norms are whole in every file.
+# The axis along which files divide a matrix: its outputs (0) or inputs; norms are in all, whole.
 CUT = {"wq": 0, "wk": 0, "wv": 0, "w1": 0, "w3": 0, "output": 0, "wo": 1, "w2": 1}
 # params.json says only that frequencies are scaled. Width of 3.1 and 3.2 -> by how much.
 FACTORS = {2048: 32.0, 3072: 32.0, 4096: 8.0, 8192: 8.0, 16384: 8.0}
@@ -35,7 +33,7 @@ class Params:
     factor: float | None = key("rope_scaling_factor", None, low=1)
 
 
-def read(raw, path: Path, ignore=()) -> Params:
+def read(raw, path, ignore=()) -> Params:
     """Raises UntrustedInputError where a key is unknown or cannot be."""
     if not isinstance(raw, dict):
         raise UntrustedInputError(path, "root", "must be an object: dim, n_layers, n_heads ...")
@@ -47,15 +45,14 @@ def axis(p: Params):
     def cut(name: str, shape: tuple[int, ...]) -> int | None:
         part = name.removesuffix(".weight").rpartition(".")[2]
         if part == "tok_embeddings":  # LLaMA 1 and 2 cut its width, 3 its tokens
-            return 0 if shape[-1:] == (p.d,) else 1
+            return int(shape[-1:] != (p.d,))
         return CUT.get(part)
     return cut
 
 
-def config(p: Params, reader, path: Path) -> dict:
+def config(p: Params, reader, path) -> dict:
     """The config in the names of config.json."""
-    hidden = int(8 * p.d / 3)
-    hidden = hidden if p.stretch is None else int(p.stretch * hidden)
+    hidden = int((p.stretch or 1) * int(8 * p.d / 3))
     rows = reader.shape("tok_embeddings.weight")[0]
     if p.vocab not in (-1, rows):
         raise UntrustedInputError(path, "vocab_size", f"{p.vocab}, and the embedding has {rows} "
@@ -76,16 +73,15 @@ def _context(p: Params) -> int:
     return known.get(p.base, 2048 if p.eps == 1e-6 else 4096)
 
 
-def _rope(p: Params, path: Path) -> dict:
-    plain = {"rope_theta": p.base, "rope_type": "default"}
+def _rope(p: Params, path) -> dict:
     if not p.scaled:
-        return plain
+        return {"rope_theta": p.base}
     factor = p.factor or FACTORS.get(p.d)
     if factor is None:
         raise UntrustedInputError(path, "use_scaled_rope", "does not say by how much, and no LLaMA "
                                   f"is {p.d} wide: add rope_scaling_factor (3.1: 8, 3.2: 32)")
-    return plain | {"rope_type": "llama3", "factor": factor, "low_freq_factor": 1.0,
-                    "high_freq_factor": 4.0, "original_max_position_embeddings": 8192}
+    return {"rope_theta": p.base, "rope_type": "llama3", "factor": factor, "low_freq_factor": 1.0,
+            "high_freq_factor": 4.0, "original_max_position_embeddings": 8192}
 
 
 def weights(c) -> Weights:
@@ -93,12 +89,10 @@ def weights(c) -> Weights:
     layer, ours = "layers.{i}.", "blocks.{i}."
     return Weights([
         ("tok_embeddings.weight", "embed.token.weight"),
-        (layer + "attention_norm.weight", ours + "attn.pre.weight"),
+        (layer + "(attention|ffn)_norm.weight", ours + "(attn|mlp).pre.weight"),
         (layer + "attention.wq.weight", ours + "attn.f.q.weight", RotaryPairs(c.heads)),
-        (layer + "attention.wk.weight", ours + "attn.f.k.weight",
-         RotaryPairs(c.kv_heads or c.heads)),
+        (layer + "attention.wk.weight", ours + "attn.f.k.weight", RotaryPairs(c.kv_heads)),
         (layer + "attention.(wv|wo).weight", ours + "attn.f.(v|o).weight"),
-        (layer + "ffn_norm.weight", ours + "mlp.pre.weight"),
         (layer + "feed_forward.(w1|w3|w2).weight", ours + "mlp.f.(gate|up|down).weight"),
         ("norm.weight", "norm.weight"),
         ("output.weight", "head.out.weight"),

@@ -159,7 +159,7 @@ def weights(c: Config) -> Weights:
 
 
 def init(model, c: Config) -> None:
-    normal(model, 0.02, residual=2 * c.layers)
+    normal(model, 0.02, residual=2 * c.layers)  # differs: the reference cuts the tails off
 
 
 INERT = {"attention_dropout": ANY, "embedding_dropout": ANY, "mlp_dropout": ANY,

@@ -14,7 +14,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from mirada.core.heads import Pooled
-from mirada.edit.packed import packed
+from mirada.edit.ordered import packed
 from mirada.errors import MiradaError, UntrustedInputError
 from mirada.generate.text import needed
 from mirada.model import Model, Output

@@ -13,7 +13,6 @@ from mirada.errors import MiradaError
 from mirada.model import Model, Output
 from mirada.text.tokenizer import Encoding
 
-
 FULL = 512  # tokens with which one core is as fast as with more
 
 

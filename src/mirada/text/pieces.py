@@ -84,8 +84,9 @@ FAMILIES = {
                        *(f"<unk_{n}>" for n in range(2, 103))), 2, (), ONE_END),
 }
 NAMES = {  # of a tokenizer's class or a model's type, where it is not the family's own
-    "mt5": "t5", "umt5": "t5", "mistral": "llama", "gemma": "llama", "debertav2": "deberta",
-    "deberta-v2": "deberta", "xlmroberta": "xlm-roberta", "big_bird": "bigbird",
+    "mt5": "t5", "umt5": "t5", "mistral": "llama", "gemma": "llama", "codellama": "llama",
+    "debertav2": "deberta", "deberta-v2": "deberta", "xlmroberta": "xlm-roberta",
+    "big_bird": "bigbird",
 }
 
 
@@ -136,8 +137,7 @@ def describe(path: Path, config: dict, settings: Settings, name: str) -> dict:
         lang = config.get("src_lang") or "en_XX"
         if not isinstance(lang, str) or "{lang}" in family.forms[0] and lang not in family.after:
             raise UntrustedInputError(path, "src_lang", f"{lang!r} is no language of this model")
-        forms = (form.format(lang=lang, **settings.tokens) for form in family.forms)
-        spec["post_processor"] = template(spec, *forms)
+        spec["post_processor"] = template(spec, *family.forms, lang=lang, **settings.tokens)
     return spec
 
 
@@ -270,5 +270,5 @@ def marian(path: Path, config: dict, settings: Settings) -> dict:
     spec["decoder"]["decoders"].insert(0, replace(" ", ""))
     settings.tokens = {"eos": "</s>", "unk": "<unk>", "pad": "<pad>"} | settings.tokens
     add(spec, settings)
-    spec["post_processor"] = template(spec, *(form.format(eos="</s>") for form in ONE_END))
+    spec["post_processor"] = template(spec, *ONE_END, **settings.tokens)
     return spec

@@ -6,12 +6,17 @@ from pathlib import Path
 
 from mirada.errors import UntrustedInputError
 from mirada.text import guard, spm
-from mirada.text.spec import Settings, byte_level, content, special
+from mirada.text.spec import Settings, around, byte_level, content, special
 from mirada.text.stream import byte_of
 
 TOKEN = 1_024  # bytes; the longest published token has 128
 END = "<|endoftext|>"
 FILL_IN = ("<|fim_prefix|>", "<|fim_middle|>", "<|fim_suffix|>")
+LLAMA3 = (
+    "<|begin_of_text|>", "<|end_of_text|>", *(f"<|reserved_special_token_{n}|>" for n in range(4)),
+    "<|start_header_id|>", "<|end_header_id|>", "<|reserved_special_token_4|>", "<|eot_id|>",
+    *(f"<|reserved_special_token_{n}|>" for n in range(5, 251)),
+)
 # The file's name -> the rule that splits text first, and the ids of the special tokens, which no
 # file of ranks has.
 ENCODINGS = {
@@ -20,7 +25,8 @@ ENCODINGS = {
     "multilingual": ("gpt-2", {END: 50_257}),  # Whisper's
     "cl100k_base": ("cl100k", {END: 100_257, **{t: 100_258 + i for i, t in enumerate(FILL_IN)},
                                "<|endofprompt|>": 100_276}),
-    "o200k_base": ("o200k", {END: 199_999, "<|endofprompt|>": 200_018}),
+    "llama3": ("llama-bpe", {t: 128_000 + i for i, t in enumerate(LLAMA3)}),
+    "o200k_base": ("gpt-4o", {END: 199_999, "<|endofprompt|>": 200_018}),
 }
 
 
@@ -48,7 +54,10 @@ def describe(path: Path, encoding: str | None = None) -> tuple[dict, Settings]:
     spec = byte_level(vocab, merges, pre)
     spec["model"]["ignore_merges"] = True
     spec["added_tokens"] = [special(token, i) for token, i in specials.items()]
-    return spec, Settings(str(path), {"bos": END, "eos": END})
+    if name != "llama3":
+        return spec, Settings(str(path), {"bos": END, "eos": END})
+    spec["post_processor"] = around(spec, LLAMA3[0], None)
+    return spec, Settings(str(path), {"bos": LLAMA3[0], "eos": LLAMA3[1]}, [specials["<|eot_id|>"]])
 
 
 def _ranks(path: Path) -> dict[str, int]:

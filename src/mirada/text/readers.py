@@ -90,6 +90,8 @@ def _described(path: Path, config: dict, settings: Settings) -> dict:
     if (path / "source.spm").exists() and (path / "vocab.json").exists():
         return pieces.marian(path, config, settings)
     models = [path / name for name in SPM_FILES if (path / name).exists()]
+    if models and content(models[0]).startswith(b"IQ== "):  # LLaMA 3 as it was first published
+        return _ranked(models[0], settings, "llama3")
     if models:
         own = {name: name for name in pieces.FAMILIES if name} | pieces.NAMES
         return pieces.describe(models[0], config, settings, _known(family, own, path))
@@ -98,13 +100,18 @@ def _described(path: Path, config: dict, settings: Settings) -> dict:
     if (path / "vocab.json").exists() and (path / "merges.txt").exists():
         return _byte_level(path, config, settings, _known(family or "gpt2", BYTE_LEVEL, path))
     if len(found := sorted(path.glob("*.tiktoken"))) == 1:
-        spec, named = ranks.describe(found[0])
-        settings.tokens = named.tokens | settings.tokens
-        return spec
+        return _ranked(found[0], settings)
     raise MiradaError(
         f"{path}: no tokenizer here; wanted tokenizer.json, vocab.txt, vocab.json with merges.txt "
         f"or source.spm, a .tiktoken file, or one of {', '.join(SPM_FILES)}"
     )
+
+
+def _ranked(path: Path, settings: Settings, encoding: str | None = None) -> dict:
+    spec, own = ranks.describe(path, encoding)
+    settings.tokens = own.tokens | settings.tokens
+    settings.end_ids = settings.end_ids or own.end_ids
+    return spec
 
 
 def _json(path: Path, limit: int = SMALL) -> dict:
@@ -258,7 +265,7 @@ def _byte_level(path: Path, config: dict, settings: Settings, family: str) -> di
             "type": "RobertaProcessing", **pairs, "trim_offsets": True, "add_prefix_space": prefix
         }
     elif family == "deberta":
-        spec["post_processor"] = template(spec, *BERT_TEMPLATE)
+        spec["post_processor"] = template(spec, *BERT_TEMPLATE, **tokens)
     elif config.get("add_bos_token"):
         spec["post_processor"] = around(spec, tokens.get("bos"), None)
     return spec

@@ -12,7 +12,7 @@ LIMIT = 64 << 20  # bytes of a vocabulary's file
 BERT_TOKENS = {
     "unk": "[UNK]", "sep": "[SEP]", "pad": "[PAD]", "cls": "[CLS]", "mask": "[MASK]"
 }
-BERT_TEMPLATE = ("[CLS]:0 $A:0 [SEP]:0", "[CLS]:0 $A:0 [SEP]:0 $B:1 [SEP]:1")
+BERT_TEMPLATE = ("{cls}:0 $A:0 {sep}:0", "{cls}:0 $A:0 {sep}:0 $B:1 {sep}:1")
 
 
 @dataclass
@@ -91,14 +91,17 @@ def identify(spec: dict, token: str | None, path) -> int:
 
 def around(spec: dict, bos: str | None, eos: str | None) -> dict:
     """A template that puts bos before and eos after each text."""
-    one = [[bos, 0], ["$A", 0], [eos, 0]]
-    two = [*one, [bos, 1], ["$B", 1], [eos, 1]]
-    joined = (" ".join(f"{t}:{k}" for t, k in form if t) for form in (one, two))
-    return template(spec, *joined)
+    one = [("{bos}:%d", bos), ("$A:%d", True), ("{eos}:%d", eos)]
+    single = [word % 0 for word, there in one if there]
+    pair = [*single, *(word.replace("$A", "$B") % 1 for word, there in one if there)]
+    return template(spec, " ".join(single), " ".join(pair), bos=bos, eos=eos)
 
 
-def template(spec: dict, single: str, pair: str) -> dict:
-    """TemplateProcessing from forms such as "[CLS]:0 $A:0 [SEP]:0"."""
+def template(spec: dict, single: str, pair: str, **tokens: str) -> dict:
+    """TemplateProcessing from forms such as "{cls}:0 $A:0 {sep}:0"; tokens: what the names mean.
+
+    Raises UntrustedInputError for a name that means nothing here.
+    """
     ids = guard.ids(spec, "tokenizer")
     specials, forms = {}, []
     for form in (single, pair):
@@ -107,9 +110,13 @@ def template(spec: dict, single: str, pair: str) -> dict:
             name, kind = word.rsplit(":", 1)
             if name in ("$A", "$B"):
                 pieces.append({"Sequence": {"id": name[1], "type_id": int(kind)}})
-            else:
-                specials[name] = {"id": name, "ids": [ids.get(name)], "tokens": [name]}
-                pieces.append({"SpecialToken": {"id": name, "type_id": int(kind)}})
+                continue
+            name = tokens.get(name[1:-1]) if name.startswith("{") else name
+            if name not in ids:
+                limit = f"{name!r} is needed and not in the vocabulary"
+                raise UntrustedInputError("tokenizer", f"token {word.rsplit(':', 1)[0]}", limit)
+            specials[name] = {"id": name, "ids": [ids[name]], "tokens": [name]}
+            pieces.append({"SpecialToken": {"id": name, "type_id": int(kind)}})
         forms.append(pieces)
     return {
         "type": "TemplateProcessing", "single": forms[0], "pair": forms[1],
@@ -131,11 +138,9 @@ def _lines(lines: list[str], settings: Settings, path) -> tuple[dict[str, int], 
 
 
 def _enclosed(spec: dict, settings: Settings) -> dict:
-    """BERT's template, with the names its two tokens have here."""
-    cls, sep = settings.tokens.get("cls"), settings.tokens.get("sep")
-    if {cls, sep} <= spec["model"]["vocab"].keys():
-        forms = (f.replace("[CLS]", cls).replace("[SEP]", sep) for f in BERT_TEMPLATE)
-        spec["post_processor"] = template(spec, *forms)
+    """BERT's template, where both of its tokens are there."""
+    if {settings.tokens.get(role) for role in ("cls", "sep")} <= spec["model"]["vocab"].keys():
+        spec["post_processor"] = template(spec, *BERT_TEMPLATE, **settings.tokens)
     return spec
 
 
@@ -187,8 +192,8 @@ def letters(lines: list[str], settings: Settings, path, rule: str) -> dict:
 
 
 def byte_level(vocab: dict[str, int], merges: list, pre: str, prefix_space: bool = False) -> dict:
-    """GPT-2's byte-level BPE; `pre` names the rule that splits text first (see PRE)."""
-    steps, normalizer = PRE[pre]
+    """GPT-2's byte-level BPE; `pre` names the rule that splits text first (see RULES)."""
+    steps, normalizer = RULES[pre]
     regex = {"add_prefix_space": prefix_space, "trim_offsets": True, "use_regex": steps is GPT2}
     splits = [] if steps is GPT2 else [split(step) for step in steps]
     model = {
@@ -227,11 +232,11 @@ PRE = {
     "deepseek-llm": ((*guard.DEEPSEEK, r"\p{N}"), None),
     "deepseek-coder": (("[\r\n]", r"\s?\p{L}+", r"\s?\p{P}+", guard.CJK, r"\p{N}"), None),
     "falcon": ((guard.FALCON_PUNCTUATION, guard.GPT2, guard.THREE_DIGITS), None),
-    **dict.fromkeys(("gpt-4o", "llama4", "o200k"), ((guard.GPT4O,), None)),
-    "cl100k": ((guard.CL100K,), None),
+    **dict.fromkeys(("gpt-4o", "llama4"), ((guard.GPT4O,), None)),
     "tekken": ((guard.TEKKEN,), None),
     **dict.fromkeys(("bloom", "poro-chat", "gpt3-finnish"), (_BLOOM, None)),
     "viking": ((*_BLOOM, r"\p{N}"), None),
 }
+RULES = {**PRE, "cl100k": ((guard.CL100K,), None)}  # and those that no GGUF file names
 IGNORE_MERGES = {"llama-bpe", "llama-v3", "llama3", "tekken", "glm4"}
 BEGINS = {"llama-bpe", "llama-v3", "llama3", "tekken"}  # a bos comes first where no file says so

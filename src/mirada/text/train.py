@@ -4,6 +4,7 @@ Sennrich et al., arXiv 1508.07909; Schuster and Nakajima 2012; Kudo, arXiv 1804.
 is the tokenizers library's; what is made here is what it counts, and the folder it becomes.
 """
 
+import io
 import json
 import os
 import sys
@@ -29,6 +30,7 @@ from mirada.text.spec import (
     wordpiece,
 )
 from mirada.text.tokenizer import Tokenizer
+from mirada.weights.paths import open_regular
 
 END = "<|endoftext|>"
 SPECIAL = {  # role -> token, in the order of their ids
@@ -73,6 +75,8 @@ def train(
         raise MiradaError(f"no tokenizer is of kind {kind!r}; there are {', '.join(SPECIAL)}")
     if out.exists() and (not out.is_dir() or any(out.iterdir())):
         raise MiradaError(f"{out} exists and is not an empty folder: name another with -o")
+    if not all(special):
+        raise MiradaError("a special token must have a character or more")
     roles = SPECIAL[kind]
     tokens = list(dict.fromkeys([*roles.values(), *special]))
     settings = Settings(str(out), dict(roles))
@@ -111,7 +115,8 @@ def _untrained(kind: str, settings: Settings, tokens: list[str], lowercase: bool
 
 
 def _trainer(kind: str, size: int, tokens: list[str]):
-    told: dict = {"vocab_size": size, "special_tokens": tokens, "show_progress": sys.stderr.isatty()}
+    told: dict = {"vocab_size": size, "special_tokens": tokens}
+    told["show_progress"] = sys.stderr.isatty()
     if kind == "bpe":
         return trainers.BpeTrainer(initial_alphabet=pre_tokenizers.ByteLevel.alphabet(), **told)
     if kind == "wordpiece":
@@ -122,7 +127,7 @@ def _trainer(kind: str, size: int, tokens: list[str]):
 def _lines(files: list[str]) -> Iterator[tuple[str, int]]:
     """Each line, its end kept, and how many bytes it has."""
     for name in files:
-        with open(name, "rb") as file:
+        with io.BufferedReader(open_regular(name)) as file:  # type: ignore[type-var]
             number = 0
             for number, line in enumerate(file, 1):
                 try:

@@ -1,0 +1,102 @@
+"""Where things happen in a model: its stacks by name, places in their order, module boundaries.
+
+Recording and intervening listen at the same boundaries, so both see every family alike.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass, field
+
+import torch
+from torch import Tensor, nn
+
+from mirada.core.attention import Attention, CrossAttention
+from mirada.core.block import Branch, Residual, Stack
+from mirada.core.cache import Fixed
+from mirada.core.context import Ctx
+from mirada.core.mlp import MLP
+
+
+@dataclass(eq=False)
+class Spot:
+    """Where the running pass of one stack stands.
+
+    layer: place in the stack's order; start: tokens that its caches held before this pass;
+    real (B, T): True where the pass reads a token and no pad.
+    """
+
+    name: str
+    layer: int = -1
+    start: int = 0
+    ctx: Ctx = field(default_factory=Ctx)
+    real: Tensor | None = None
+
+    @property
+    def first(self) -> Tensor:
+        """(B, T): True at the first token of each row."""
+        return self.real & (self.real.cumsum(1) == 1) & (self.start == 0)
+
+
+def stacks(model: nn.Module) -> dict[str, Stack]:
+    """encoder and decoder, or the one of them that a model is."""
+    if model.encoder_decoder:
+        return {"encoder": model.body.encoder, "decoder": model.body.decoder}
+    return {"decoder" if model.kind == "decoder" else "encoder": model.body}
+
+
+def follow(name: str, stack: Stack) -> tuple[Spot, list]:
+    """A Spot that is right inside every block of `stack` while it runs, and its hooks' handles."""
+    spot = Spot(name)
+
+    def begin(module, args):
+        spot.layer = -1
+
+    def step(module, args):
+        x, spot.ctx, cache = args
+        spot.layer += 1
+        if spot.layer == 0:
+            spot.start = _held(cache)
+            spot.real = _real(spot.ctx, x)
+
+    handles = [stack.register_forward_pre_hook(begin)]
+    return spot, handles + [b.register_forward_pre_hook(step) for b in stack.blocks]
+
+
+def _held(cache) -> int:
+    lengths = [c.length for c in (cache or {}).values() if not isinstance(c, Fixed)]
+    return int(lengths[0].max()) if lengths and lengths[0].numel() else 0
+
+
+def _real(ctx: Ctx, x: Tensor) -> Tensor:
+    if ctx.mask.padding is None:
+        return torch.ones(x.shape[:2], dtype=torch.bool, device=x.device)
+    return ctx.mask.padding[:, -x.shape[1] :]
+
+
+def sublayers(block: nn.Module) -> Iterator[tuple[str, nn.Module]]:
+    """attn, cross, mlp: each Residual or Branch of a block by its name."""
+    for name, part in block.named_children():
+        if isinstance(part, Residual | Branch):
+            yield name, part
+
+
+def adder(part: nn.Module) -> nn.Module:
+    """The module whose output a sublayer adds to the stream."""
+    post = getattr(part, "post", None)  # a Branch has none; some residuals never call an empty one
+    return part.f if post is None or isinstance(post, nn.Identity) else post
+
+
+def attentions(name: str, block: nn.Module) -> Iterator[tuple[str, Attention]]:
+    """Every attention of a block of the stack `name`, under the stack its pattern is shown as."""
+    for module in block.modules():
+        if isinstance(module, Attention):
+            yield "cross" if isinstance(module, CrossAttention) else name, module
+
+
+def network(block: nn.Module) -> MLP | None:
+    """A block's MLP; None where it has none, or experts, of which each sees its own tokens."""
+    for name, part in sublayers(block):
+        if name == "mlp" and isinstance(part.f, MLP):
+            return part.f
+    return None
