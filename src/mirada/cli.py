@@ -16,7 +16,7 @@ from mirada.errors import MiradaError
 
 NAMES = ("demo", "run", "chat", "next", "task", "search", "eval", "code", "look", "describe",
          "diff", "trace", "neighbors", "senses", "permute", "gradients",
-         "verify", "models", "bench", "tokenizer")
+         "verify", "models", "convert", "quantize", "bench", "tokenizer")
 
 
 def main(argv: list[str] | None = None) -> int:

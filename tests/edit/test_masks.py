@@ -172,4 +172,4 @@ def test_measured_memory_is_lower(kind, sizes):
     mask = pattern(kind, causal=True, **sizes)
     used = {name: peak(name, Call(q, KV(q, q), 32**-0.5, mask)) for name in ("sparse", "sdpa")}
     assert used["sdpa"] > 4096 * 4096, "dense attention holds the mask at the least"
-    assert used["sparse"] < 0.25 * used["sdpa"], used
+    assert used["sparse"] < 0.5 * used["sdpa"], used

@@ -25,9 +25,8 @@ from mirada.core.mlp import MLP
 from mirada.core.norm import LayerNorm, QKNorm, RMSNorm
 from mirada.core.position import ByChannel, Dynamic, Learned, Rotary
 from mirada.errors import MiradaError
-from mirada.kernels.native import (
-    ADD, BUFFERS, INTERLEAVED, KINDS, LAYER, OPEN, OPERATORS, PAGE, REUSE, RMS, Memory, Native, Operator,
-    Program, Unbuilt, library)
+from mirada.kernels import native as rt
+from mirada.kernels.native import Memory, Native, Operator, Program, Unbuilt, library
 
 ACTS: dict[int, Callable[[Tensor], Tensor]] = {  # the runtime's activations, by its numbers
     1: F.silu, 2: F.gelu, 3: lambda x: F.gelu(x, approximate="tanh"), 4: F.relu,
@@ -44,8 +43,8 @@ class Unlowered(MiradaError):
 def attach(model, **options) -> Native:
     """Lower a model and let generation run it natively: sets and gives model.native.
 
-    options: see lower. Models whose weights are kept in blocks are attached at their first generation
-    by themselves. Raises Unlowered, or Unbuilt where this machine cannot build the runtime.
+    options: see lower. A model whose weights are kept in blocks is attached at its first generation
+    without being asked. Raises Unlowered, or Unbuilt where this machine cannot build the runtime.
     """
     model.native = lower(model, **options)
     return model.native
@@ -151,7 +150,7 @@ class Lowering:
         return index
 
     def op(self, name: str, *pointers: int | None, **fields) -> Operator:
-        op = Operator(op=OPERATORS.index(name), **fields)
+        op = Operator(op=rt.OPERATORS.index(name), **fields)
         for n, pointer in enumerate(pointers):
             op.p[n] = pointer
         self.ops.append(op)
@@ -217,11 +216,11 @@ class Lowering:
                 raise self.fail(sublayer)
             inner = self.begin(sublayer.f, x, sublayer.pre)
             if _empty(sublayer.post):
-                self.end(sublayer.f, inner, x, ADD)
+                self.end(sublayer.f, inner, x, rt.ADD)
             else:
                 y = self.buffer("aside", self.widths[x])
                 self.end(sublayer.f, inner, y)
-                self.norm(sublayer.post, y, x, ADD)
+                self.norm(sublayer.post, y, x, rt.ADD)
             self.norm(sublayer.out, x, x)
 
     def parallel(self, block: ParallelBlock, x: int) -> None:
@@ -237,7 +236,7 @@ class Lowering:
             pre = block.norm if _empty(branch.pre) else branch.pre
             begun.append((branch.f, self.begin(branch.f, x, pre, name)))
         for f, inner in begun:
-            self.end(f, inner, x, ADD)
+            self.end(f, inner, x, rt.ADD)
 
     def begin(self, f: nn.Module, x: int, pre: nn.Module, own: str = "") -> int:
         """A sublayer up to its last projection; gives the buffer which that reads."""
@@ -263,8 +262,8 @@ class Lowering:
         z = self.buffer("z" + own, H * V)
         self.linears([(a.q, q), (a.k, k), (a.v, v)], x, pre)
         shape = dict(heads=H, kv_heads=G, head=K, value=V,
-                     at_k=self.page, at_v=self.page + G * K * PAGE)  # bytes once all is known
-        self.page += G * (K + -(-V // 16) * 16) * PAGE
+                     at_k=self.page, at_v=self.page + G * K * rt.PAGE)  # bytes once all is known
+        self.page += G * (K + -(-V // 16) * 16) * rt.PAGE
         turn = self.op("turn", src=q, dst=k, extra=v, **shape)
         if not _empty(a.qk_norm):
             self.qk_norm(a.qk_norm, turn)
@@ -285,7 +284,7 @@ class Lowering:
     def qk_norm(self, norms: nn.Module, turn: Operator) -> None:
         if type(norms) is not QKNorm or not type(norms.q) is type(norms.k) is RMSNorm:
             raise self.fail(norms)
-        turn.norm, turn.eps, turn.eps_k = RMS, norms.q.eps, norms.k.eps
+        turn.norm, turn.eps, turn.eps_k = rt.RMS, norms.q.eps, norms.k.eps
         turn.p[0], turn.p[1] = (self.held(n.weight + n.offset) for n in (norms.q, norms.k))
 
     def rotary(self, rotary: nn.Module, turn: Operator) -> None:
@@ -295,7 +294,7 @@ class Lowering:
         if isinstance(by, Dynamic) or (isinstance(by, ByChannel) and by.short != by.long):
             raise self.fail(by, "turns earlier keys otherwise as the text grows: no native "
                             "operator")
-        turn.turning, turn.flags = rotary.dim, INTERLEAVED if rotary.interleaved else 0
+        turn.turning, turn.flags = rotary.dim, rt.INTERLEAVED if rotary.interleaved else 0
         self.rotaries.append((turn, rotary))
 
     def mlp(self, mlp: MLP, x: int, pre: nn.Module, own: str) -> int:
@@ -333,9 +332,9 @@ class Lowering:
         if norm is None or _empty(norm):
             return [None, None], {}
         if type(norm) is RMSNorm:
-            return [self.held(norm.weight + norm.offset), None], dict(norm=RMS, eps=norm.eps)
+            return [self.held(norm.weight + norm.offset), None], dict(norm=rt.RMS, eps=norm.eps)
         if type(norm) is LayerNorm:
-            return [self.held(norm.weight), self.held(norm.bias)], dict(norm=LAYER, eps=norm.eps)
+            return [self.held(norm.weight), self.held(norm.bias)], dict(norm=rt.LAYER, eps=norm.eps)
         raise self.fail(norm)
 
     def norm(self, norm: nn.Module, src: int, dst: int, flags: int = 0) -> None:
@@ -355,8 +354,8 @@ class Lowering:
             if gate is not None and self.matrix(op, "gate", gate) != wide:
                 raise self.fail(gate, "is quantized and its neighbour is not, or the reverse")
             if wide == before:
-                op.flags |= REUSE
-                self.ops[-2].flags |= OPEN
+                op.flags |= rt.REUSE
+                self.ops[-2].flags |= rt.OPEN
             before = wide
 
     def matrix(self, op: Operator, place: str, module: nn.Module) -> bool:
@@ -369,22 +368,22 @@ class Lowering:
         where.kind, where.rows, where.cols = kind, module.out_features, module.in_features
         where.bias = bias
         self.packs.append((op, place, rows))
-        return kind in (KINDS["F32"], KINDS["F16"], KINDS["BF16"])
+        return kind in (rt.KINDS["F32"], rt.KINDS["F16"], rt.KINDS["BF16"])
 
     def rows(self, module: nn.Module) -> tuple[Tensor, int]:
         """A weight's rows as they lie, and their kind."""
         if type(module) in (Quantized, QuantizedEmbedding):
-            if module.type not in KINDS:
+            if module.type not in rt.KINDS:
                 raise self.fail(module, f"of type {module.type} has no native operator")
-            return module.blocks.contiguous(), KINDS[module.type]
+            return module.blocks.contiguous(), rt.KINDS[module.type]
         if type(module) is not nn.Linear and not isinstance(module, nn.Embedding):
             raise self.fail(module)
         weight = module.weight.detach()
-        return weight.contiguous(), KINDS[FLOATS[weight.dtype]]
+        return weight.contiguous(), rt.KINDS[FLOATS[weight.dtype]]
 
     def native(self, lib, half: bool | None) -> Native:
-        if len(self.widths) >= BUFFERS:
-            raise Unlowered(f"its blocks need more than {BUFFERS - 1} buffers")
+        if len(self.widths) >= rt.BUFFERS:
+            raise Unlowered(f"its blocks need more than {rt.BUFFERS - 1} buffers")
         if half is None:
             half = any(op.a.kind not in (0, 1, 30) for op in self.ops)
         size = 2 if half else 4
@@ -454,5 +453,5 @@ def _widening(table: nn.Module) -> float:
     return factor
 
 
-BLOCKS = {Block: Lowering.block, ParallelBlock: Lowering.parallel}
-SUBLAYERS = {Attention: Lowering.attention, MLP: Lowering.mlp}
+BLOCKS: dict[type, Callable] = {Block: Lowering.block, ParallelBlock: Lowering.parallel}
+SUBLAYERS: dict[type, Callable] = {Attention: Lowering.attention, MLP: Lowering.mlp}

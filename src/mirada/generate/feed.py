@@ -73,7 +73,7 @@ class Feed:
     def scores(self, tokens: Tensor, keep: int) -> Tensor:
         """Take in tokens (B, T); scores (B, keep, V) of what comes after each of the last."""
         if isinstance(self.cache, Rows):
-            return self._native(tokens, keep)
+            return self._native(self.cache, tokens, keep)
         if self.model.encoder_decoder:
             given = {"decoder_input_ids": tokens, "encoder_outputs": self.memory}
         else:
@@ -83,15 +83,15 @@ class Feed:
         self.fed += tokens.shape[1]
         return out.logits[:, -keep:].to(torch.promote_types(out.logits.dtype, torch.float32))
 
-    def _native(self, tokens: Tensor, keep: int) -> Tensor:
+    def _native(self, rows: Rows, tokens: Tensor, keep: int) -> Tensor:
         """The runtime's rows know no pads."""
         self.model._check_ids(tokens, self.model.config.vocab)
         first, self.fed = self.fed, self.fed + tokens.shape[1]
         self._widen(self.fed)
         if self.mask is None:
-            return self.cache(tokens.tolist(), keep)
+            return rows(tokens.tolist(), keep)
         real = self.mask[:, first : self.fed].bool()
-        return self.cache([row[r].tolist() for row, r in zip(tokens, real, strict=True)], keep)
+        return rows([row[r].tolist() for row, r in zip(tokens, real, strict=True)], keep)
 
     def crop(self, length: int) -> None:
         """Take back all but the first `length` tokens."""

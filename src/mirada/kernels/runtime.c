@@ -819,18 +819,33 @@ static void turn(step *s, const operator *o, int thread) {
     }
 }
 
-#define KEPT(half, at, i) ((half) ? load_half((const uint16_t *)(at) + (i)) : load((const float *)(at) + (i)))
+INLINE f32x16 kept(const int half, const void *at, int64_t i) {
+    if (half) return load_half((const uint16_t *)at + i);
+    return load((const float *)at + i);
+}
 
-/* scores of R queries with the 32 keys of a page, which lie transposed: [channel][slot] */
-INLINE void score_page(const int R, const int half, const float *q, int K, const void *keys, float *out) {
+/* Scores of R queries with the 32 keys of a page, which lie transposed: [channel][slot]. Pages lie
+   far apart: the values of this one and the keys of the next are sent for meanwhile. */
+INLINE void score_page(const int R, const int half, const float *q, int K, const void *keys,
+                       const char *values, const char *next, float *out) {
     f32x16 a[R][2];
     UNROLL for (int r = 0; r < R; r++) a[r][0] = a[r][1] = splat(0);
     for (int d = 0; d < K; d++) {
-        f32x16 k0 = KEPT(half, keys, d * PAGE), k1 = KEPT(half, keys, d * PAGE + LANES);
-        UNROLL for (int r = 0; r < R; r++) a[r][0] += k0 * q[r * K + d], a[r][1] += k1 * q[r * K + d];
+        const int line = half ? 64 : 128;
+        UNROLL for (int at = 0; at < line; at += 64) {
+            __builtin_prefetch(values + d * line + at);
+            __builtin_prefetch(next + d * line + at);
+        }
+        f32x16 k0 = kept(half, keys, d * PAGE), k1 = kept(half, keys, d * PAGE + LANES);
+        UNROLL for (int r = 0; r < R; r++) {
+            a[r][0] += k0 * q[r * K + d];
+            a[r][1] += k1 * q[r * K + d];
+        }
     }
-    UNROLL for (int r = 0; r < R; r++)
-        store(out + r * SPAN, a[r][0]), store(out + r * SPAN + LANES, a[r][1]);
+    UNROLL for (int r = 0; r < R; r++) {
+        store(out + r * SPAN, a[r][0]);
+        store(out + r * SPAN + LANES, a[r][1]);
+    }
 }
 
 /* out[r] += sum over slots of weight[r][slot] * value[slot], N vectors of channels at a time */
@@ -841,7 +856,7 @@ INLINE void mix_page(const int R, const int N, const int half, const float *w, i
         UNROLL for (int n = 0; n < N; n++) a[r][n] = load(out + r * size + n * LANES);
     for (int t = 0; t < slots; t++)
         UNROLL for (int n = 0; n < N; n++) {
-            f32x16 v = KEPT(half, values, at + (int64_t)t * wide + n * LANES);
+            f32x16 v = kept(half, values, at + (int64_t)t * wide + n * LANES);
             UNROLL for (int r = 0; r < R; r++) a[r][n] += v * w[r * SPAN + t];
         }
     UNROLL for (int r = 0; r < R; r++)
@@ -850,11 +865,12 @@ INLINE void mix_page(const int R, const int N, const int half, const float *w, i
 
 #define SCORE(R) \
     for (; rows - r >= R; r += R) { \
-        if (half) score_page(R, 1, q + r * K, K, keys, out + r * SPAN); \
-        else score_page(R, 0, q + r * K, K, keys, out + r * SPAN); \
+        if (half) score_page(R, 1, q + r * K, K, keys, values, next, out + r * SPAN); \
+        else score_page(R, 0, q + r * K, K, keys, values, next, out + r * SPAN); \
     }
 
-static void score(int half, int rows, const float *q, int K, const void *keys, float *out) {
+static void score(int half, int rows, const float *q, int K, const void *keys, const void *values,
+                  const void *next, float *out) {
     int r = 0;
     SCORE(8) SCORE(4) SCORE(3) SCORE(2) SCORE(1)
 }
@@ -942,8 +958,11 @@ static void attend_item(step *s, const operator *o, stretch x, int g, int span, 
     for (span = first; span <= last; span++) {
         int base = span * SPAN, here = (MIN(SPAN, end - base) + PAGE - 1) / PAGE;
         for (int n = 0; n < here; n++) {
-            const uint8_t *page = b->pool + table[base / PAGE + n] * s->p->page_bytes;
-            score(half, rows, v.q, K, page + o->at_k + (int64_t)g * K * PAGE * bytes, v.w + n * PAGE);
+            const uint8_t *page = b->pool + table[base / PAGE + n] * s->p->page_bytes, *next = page;
+            if (n + 1 < here) next = b->pool + table[base / PAGE + n + 1] * s->p->page_bytes;
+            int64_t k = o->at_k + (int64_t)g * K * PAGE * bytes;
+            int64_t w = o->at_v + (int64_t)g * PAGE * wide * bytes;
+            score(half, rows, v.q, K, page + k, page + w, next + k, v.w + n * PAGE);
         }
         memset(v.part, 0, sizeof(float) * rows * size);
         for (int r = 0; r < rows; r++)

@@ -16,29 +16,39 @@ import torch
 from torch import Tensor, nn
 
 from mirada.core.attend import Attend, Call
-from mirada.core.attention import Attention, CrossAttention
+from mirada.core.attention import Attention
 from mirada.core.bias import Bias
-from mirada.core.block import Stack
 from mirada.core.cache import KV
+from mirada.core.context import Ctx
 from mirada.core.mask import Mask
 from mirada.errors import MiradaError
+from mirada.look import reduce, sites
+from mirada.look.sites import Spot
 
 CHECKED_ROWS = 4
-TILE = 512  # rows computed at a time
+CELLS = 1 << 22  # weights computed at a time: 16 MB in float32, and a few times that on the way
+MOST_ROWS = 1024
 
 
 @dataclass(frozen=True, eq=False)
 class Taken:
-    """One call of one attention, as kept: q (B, H, T, K), the new keys (B, G, T', K)."""
+    """One call of one attention, as kept: q (B, H, T, K), the new keys (B, G, T', K).
 
-    q: Tensor
-    k: Tensor
+    x and ctx: what the attention read, in place of q and k under keep="resid".
+    """
+
+    q: Tensor | None
+    k: Tensor | None
+    x: Tensor | None
+    ctx: Ctx | None
+    length: int  # T
     grows: bool  # the keys join those of earlier calls (a cache), else they are all there are
     scale: float
     mask: Mask
     bias: Bias | None
     cap: float | None
     sinks: Tensor | None
+    v: Tensor | None  # new values, where they were asked for
     error: float  # largest difference of weights . values from the kernel's output
 
 
@@ -47,12 +57,18 @@ class Tape:
     """What was recorded. A site is (stack, layer); stacks are encoder, decoder and cross.
 
     runs: per site, one list of calls for each pass; the steps of a cached generation are one run.
+    kept: the same for tensors that were asked for besides, by (name, stack, layer): ids, real (where
+    no pad stands), resid, added.attn, added.cross, added.mlp, z, mlp. modules: each site's attention.
     """
 
+    model: nn.Module | None = None
     runs: dict[tuple[str, int], list[list[Taken]]] = field(default_factory=dict)
+    kept: dict[tuple[str, str, int], list[list[Tensor]]] = field(default_factory=dict)
+    modules: dict[tuple[str, int], Attention] = field(default_factory=dict)
 
     @property
     def stacks(self) -> list[str]:
+        """Those with an attention on the tape."""
         return list(dict.fromkeys(stack for stack, _ in self.runs))
 
     def layers(self, stack: str | None = None) -> list[int]:
@@ -62,13 +78,24 @@ class Tape:
 
     def heads(self, layer: int = 0, stack: str | None = None) -> int:
         """Number of heads of a layer."""
-        return self._run(layer, stack, -1)[0].q.shape[1]
+        return self.modules[self.site(layer, stack)].heads
+
+    def shape(self, layer: int = 0, stack: str | None = None, run: int = -1) -> tuple[int, ...]:
+        """(B, H, T, S) of a layer's pattern."""
+        site = self.site(layer, stack)
+        taken = self._run(*site, run)
+        q, k = self._reads(site, taken[0])
+        T = sum(t.length for t in taken)
+        return len(q), q.shape[1], T, T if taken[0].grows else k.shape[2]
 
     @property
     def selfcheck(self) -> float:
         """Largest difference, over the rows checked, of weights . values from what ran."""
-        return max((t.error for runs in self.runs.values() for run in runs for t in run),
-                   default=0.0)
+        return max((self.error(*reversed(site)) for site in self.runs), default=0.0)
+
+    def error(self, layer: int, stack: str | None = None) -> float:
+        """The selfcheck of one layer; not a number where dropout was at work."""
+        return max(t.error for run in self.runs[self.site(layer, stack)] for t in run)
 
     def pattern(self, layer: int, heads=None, rows=None, stack: str | None = None,
                 run: int = -1) -> Tensor:
@@ -77,28 +104,153 @@ class Tape:
         layer: place in the stack's order, negative from the end. heads: an index or a list; all
         when None. rows: an index, a range or slice of queries; all when None. stack: needed when
         several were recorded. run: which pass, the last when -1; a cached generation is one run
-        and gives one aligned matrix.
+        and gives one aligned matrix. Computed in float32 or wider. Where an attention has no matrix
+        of its own, entry (i, j) is the factor with which value j enters output i.
         """
-        taken = self._run(layer, stack, run)
-        heads = _listed(heads, taken[0].q.shape[1], "head")
-        total = sum(t.q.shape[2] for t in taken)
+        site = self.site(layer, stack)
+        taken = self._run(*site, run)
+        heads = _listed(heads, self.modules[site].heads, "head")
+        total = sum(t.length for t in taken)
         wanted = _listed(rows, total, "row")
-        keys = torch.cat([t.k for t in taken], 2) if taken[0].grows else taken[0].k
-        out = keys.new_zeros(keys.shape[0], len(heads), len(wanted), keys.shape[2])
+        each = [self._reads(site, t) for t in taken]
+        if taken[0].grows and _first(taken[0]):
+            raise MiradaError(f"the recording began when {_first(taken[0])} tokens were already in "
+                              "the cache: begin it with the prompt")
+        keys = each[0][1]
+        if taken[0].grows and len(taken) > 1:
+            keys = torch.cat([k for _, k in each], 2)
+        dtype = torch.promote_types(keys.dtype, torch.float32)
+        out = keys.new_zeros(len(keys), len(heads), len(wanted), keys.shape[2], dtype=dtype)
         at = 0
-        for t in taken:
-            T = t.q.shape[2]
-            here = [(n, r - at) for n, r in enumerate(wanted) if at <= r < at + T]
-            S = _first(t) + T if t.grows else keys.shape[2]
+        for t, (q, _) in zip(taken, each, strict=True):
+            here = [(n, r - at) for n, r in enumerate(wanted) if at <= r < at + t.length]
+            S = _first(t) + t.length if t.grows else keys.shape[2]
             for n, r0, r1 in _stretches(here):
-                out[:, :, n : n + r1 - r0, :S] = _weights(t, keys[:, :, :S], heads, r0, r1)
-            at += T
+                made = _weights(t, q, keys[:, :, :S], heads, r0, r1, self.modules[site].attend)
+                out[:, :, n : n + r1 - r0, : made.shape[3]] = made
+            at += t.length
         return out
+
+    def row(self, layer: int, head: int, i: int, stack: str | None = None,
+            run: int = -1) -> Tensor:
+        """(B, S): how query i of one head spread its look."""
+        return self.pattern(layer, head, i, stack, run)[:, 0, 0]
+
+    def blocks(self, layer: int, heads=None, stack: str | None = None,
+               run: int = -1) -> Iterator[tuple[int, Tensor]]:
+        """(first row, weights (B, H, R, S)) over all rows of a pattern that is never held whole."""
+        B, H, T, S = self.shape(layer, stack, run)
+        heads = _listed(heads, H, "head")
+        rows = max(1, min(MOST_ROWS, CELLS // (B * len(heads) * S)))
+        for r0 in range(0, T, rows):
+            yield r0, self.pattern(layer, heads, range(r0, min(r0 + rows, T)), stack, run)
+
+    def pooled(self, size: int = 64, layers: list[int] | None = None, heads=None,
+               stack: str | None = None, run: int = -1) -> Tensor:
+        """(L, B, H, R, C): the largest weight in each of at most size x size tiles of a pattern."""
+        layers = self.layers(stack) if layers is None else layers
+        return torch.stack([reduce.pooled(self, n, size, heads, stack, run) for n in layers])
+
+    def topk(self, layer: int, k: int = 32, heads=None, rows=None, stack: str | None = None,
+             run: int = -1) -> tuple[Tensor, Tensor, Tensor]:
+        """Of each row its k largest weights and their keys, (B, H, R, k) each, and (B, H, R) the
+        weight that the other keys share."""
+        if rows is not None:
+            return reduce.largest(self.pattern(layer, heads, rows, stack, run), k)
+        parts = [reduce.largest(w, k) for _, w in self.blocks(layer, heads, stack, run)]
+        values, keys, rest = (torch.cat(p, 2) for p in zip(*parts, strict=True))
+        return values, keys, rest
+
+    def qk_terms(self, layer: int, head: int, i: int, j: int, stack: str | None = None,
+                 run: int = -1, row: int = 0) -> Terms:
+        """How the score of query i and key j comes about, in one head and row of the batch."""
+        site = self.site(layer, stack)
+        taken = self._run(*site, run)
+        (head,), B = _listed(head, self.modules[site].heads, "head"), self.shape(*reversed(site))[0]
+        (row,) = _listed(row, B, "row of the batch")
+        i, j = (_listed(n, count, what)[0] for n, count, what in zip(
+            (i, j), self.shape(layer, stack, run)[2:], ("query", "key"), strict=True))
+        weight = self.row(layer, head, i, stack, run)[row, j].item()
+        keys = torch.cat([self._reads(site, t)[1] for t in taken if t.grows or t is taken[0]], 2)
+        t, at = next((t, i - before) for t, before in _starts(taken) if i < before + t.length)
+        q, k = self._reads(site, t)[0], keys[:, :, : _first(t) + t.length if t.grows else None]
+        group, mask = q.shape[1] // k.shape[1], _in_order(t.mask, k.shape[2])
+        if j >= k.shape[2]:
+            return Terms(q[row, head, at], keys[row, head // group, j], t.scale, 0.0, t.cap, False,
+                         weight)
+        bias = 0.0
+        if t.bias is not None:
+            block = replace(t.bias, mask=mask).rows(q, k, at, at + 1)  # (1 or B, H, 1, S)
+            bias = block[row % len(block), head, 0, j].item()
+        seen = mask.rows(at, at + 1, t.length, k.shape[2], k.device)  # (1 or B, 1, 1, S)
+        return Terms(q[row, head, at], k[row, head // group, j], t.scale, bias, t.cap,
+                     bool(seen[row % len(seen), 0, 0, j]), weight)
+
+    def values(self, layer: int, stack: str | None = None, run: int = -1) -> Tensor:
+        """(B, G, S, Kv) the values that were looked at; recorded with v=True."""
+        taken = self._run(*self.site(layer, stack), run)
+        if taken[0].v is None:
+            raise MiradaError("values were not recorded: call m.record(v=True)")
+        parts = [t.v for t in taken] if taken[0].grows else [taken[0].v]
+        return parts[0] if len(parts) == 1 else torch.cat(parts, 2)
+
+    def values_norm(self, layer: int, heads=None, rows=None, stack: str | None = None,
+                    run: int = -1) -> Tensor:
+        """(B, H, R, S): the length of what each key really brings, weight * ||v W_o|| (Kobayashi et
+        al., 2004.10102). A large weight on a short vector brings little. Recorded with v=True."""
+        attention = self.modules[self.site(layer, stack)]
+        heads = _listed(heads, attention.heads, "head")
+        brought = value_lengths(attention, self.values(layer, stack, run), heads)  # (B, H, S)
+        return self.pattern(layer, heads, rows, stack, run) * brought[:, :, None]
+
+    def resid(self, layer: int, stack: str | None = None, run: int = -1) -> Tensor:
+        """(B, T, D): the residual stream as it enters place `layer`; at the number of layers, and
+        at -1, as it leaves the last and enters the final norm. Recorded with resid=True."""
+        return self._tensor("resid", layer, stack, run, "m.record(resid=True)")
+
+    def added(self, layer: int, part: str, stack: str | None = None, run: int = -1) -> Tensor:
+        """(B, T, D): what a sublayer, attn, cross or mlp, adds to the stream (after a norm that
+        stands behind it). Recorded with resid="sublayers"."""
+        return self._tensor(f"added.{part}", layer, stack, run, 'm.record(resid="sublayers")')
+
+    def z(self, layer: int, stack: str | None = None, run: int = -1) -> Tensor:
+        """(B, T, H, Kv): what each head brings, before W_o mixes them. Recorded with z=True."""
+        H = self.modules[self.site(layer, stack)].heads if self.runs else self._heads(layer, stack)
+        return self._tensor("z", layer, stack, run, "m.record(z=True)").unflatten(-1, (H, -1))
+
+    def mlp(self, layer: int, stack: str | None = None, run: int = -1) -> Tensor:
+        """(B, T, F): how far each neuron of an MLP fired, as enters its last projection. Recorded
+        with mlp=True; experts have none, for each sees tokens of its own."""
+        return self._tensor("mlp", layer, stack, run, "m.record(mlp=True)")
+
+    def lens(self, stack: str | None = None, run: int = -1) -> Tensor:
+        """(L + 1, B, T, D): the stream before each place and after the last, what a logit lens
+        reads. Recorded with resid=True."""
+        stack = stack or self._deepest("resid")
+        places = sorted(n for name, of, n in self.kept if (name, of) == ("resid", stack))
+        return torch.stack([self.resid(n, stack, run) for n in places])
+
+    def ids(self, stack: str | None = None, run: int = -1) -> Tensor:
+        """(B, T): the tokens that a stack read."""
+        return self._tensor("ids", 0, stack, run, "token ids: this stack read none")
+
+    def real(self, stack: str | None = None, run: int = -1) -> Tensor:
+        """(B, T): True where a token stands and no pad."""
+        return self._tensor("real", 0, stack, run, "a pass of the model")
+
+    def site(self, layer: int, stack: str | None = None) -> tuple[str, int]:
+        """(stack, place) of a layer that was recorded. Raises MiradaError."""
+        stack = self._stack(stack)
+        layers = self.layers(stack)
+        where = layer if layer >= 0 else layer + max(layers) + 1
+        if where not in layers:
+            raise MiradaError(f"layer {layer} of {stack} was not recorded; there are {layers}")
+        return stack, where
 
     def _stack(self, stack: str | None) -> str:
         if not self.runs:
             raise MiradaError("nothing was recorded: call the model inside `with m.record() as "
-                              "tape`")
+                              "tape` (itself, not a compiled copy)")
         if stack is None and len(self.stacks) > 1:
             stack = "decoder" if "decoder" in self.stacks else self.stacks[0]
         stack = stack or self.stacks[0]
@@ -106,48 +258,205 @@ class Tape:
             raise MiradaError(f"no stack is called {stack!r}; recorded: {', '.join(self.stacks)}")
         return stack
 
-    def _run(self, layer: int, stack: str | None, run: int) -> list[Taken]:
-        stack = self._stack(stack)
-        layers = self.layers(stack)
-        where = layer if layer >= 0 else layer + max(layers) + 1
+    def _run(self, stack: str, layer: int, run: int) -> list[Taken]:
+        return _chosen(self.runs[stack, layer], run)
+
+    def _reads(self, site: tuple[str, int], t: Taken) -> tuple[Tensor, Tensor]:
+        """q and the new keys of a call; projected again from the stream under keep="resid"."""
+        if t.q is not None:
+            return t.q, t.k
+        with torch.no_grad():
+            q, kv, _ = self.modules[site].look(t.x, t.ctx, None)
+        return q, kv.k
+
+    def _deepest(self, name: str) -> str | None:
+        """The stack nearest to the output that has a tensor of this name."""
+        having = [stack for kind, stack, _ in self.kept if kind == name]
+        return having[-1] if having else None
+
+    def _tensor(self, name: str, layer: int, stack: str | None, run: int, how: str) -> Tensor:
+        stack = stack or self._deepest(name)
+        layers = [n for kind, of, n in self.kept if (kind, of) == (name, stack)]
+        where = layer if layer >= 0 else layer + max(layers, default=0) + 1
         if where not in layers:
-            raise MiradaError(f"layer {layer} of {stack} was not recorded; there are {layers}")
-        runs = self.runs[stack, where]
-        if not -len(runs) <= run < len(runs):
-            raise MiradaError(f"run {run} was not recorded; there are {len(runs)}")
-        return runs[run]
+            had = f"; there are layers {layers}" if layers else ""
+            raise MiradaError(f"{name} of {stack or 'any stack'}, layer {layer}, is not on this "
+                              f"tape: it takes {how}{had}")
+        parts = _chosen(self.kept[name, stack, where], run)
+        return parts[0] if len(parts) == 1 else torch.cat(parts, 1)
 
-    def _take(self, site: tuple[str, int], taken: Taken) -> None:
-        runs = self.runs.setdefault(site, [])
-        last = runs[-1][-1] if runs else None
-        goes_on = last is not None and (
-            _first(taken) > 0 if taken.grows else not last.grows and _same(last.k, taken.k))
-        if goes_on:
-            runs[-1].append(taken)
+    def _keep(self, name: str, spot: Spot, layer: int, x: Tensor) -> None:
+        """One pass's (B, T, ...) of a tensor: after what earlier steps left, where they go on."""
+        runs = self.kept.setdefault((name, spot.name, layer), [])
+        if runs and spot.start:
+            runs[-1] = [*_before(runs[-1], spot.start), x]
         else:
+            runs.append([x])
+
+    def _take(self, site: tuple[str, int], start: int, taken: Taken) -> None:
+        runs = self.runs.setdefault(site, [])
+        if not runs or not start:
             runs.append([taken])
+        else:  # a cache that took tokens back goes on from where it stands
+            runs[-1] = [*_before_call(runs[-1], start), taken]
 
 
-def _same(a: Tensor, b: Tensor) -> bool:
-    """The same keys in the same place: what a cache of the source hands out at every step."""
-    return a.data_ptr() == b.data_ptr() and a.shape == b.shape
+@dataclass(frozen=True)
+class Terms:
+    """One score taken apart: (q . k) * scale, through the cap, + bias; hidden where not seen."""
+
+    q: Tensor  # (K,) as enters the kernel: normed and rotated
+    k: Tensor  # (K,) of the head's group
+    scale: float
+    bias: float
+    cap: float | None
+    seen: bool  # False: the mask hides this key, whatever the score
+    weight: float
+
+    @property
+    def products(self) -> Tensor:
+        """(K,) each channel's part of the score."""
+        return self.q.double() * self.k.double() * self.scale
+
+    @property
+    def score(self) -> float:
+        """What the softmax is given."""
+        dot = self.products.sum()
+        if self.cap is not None:
+            dot = self.cap * torch.tanh(dot / self.cap)
+        return dot.item() + self.bias if self.seen else float("-inf")
+
+    def data(self) -> dict:
+        """For programs."""
+        numbers = {name: getattr(self, name).tolist() for name in ("q", "k", "products")}
+        return {**vars(self), **numbers, "score": self.score}
 
 
-def _weights(t: Taken, keys: Tensor, heads: list[int], r0: int, r1: int) -> Tensor:
-    """Rows r0..r1 of one call's weights for some heads, against keys in their true order."""
-    group = t.q.shape[1] // keys.shape[1]
+def value_lengths(attention: Attention, v: Tensor, heads: list[int]) -> Tensor:
+    """(B, H, S): ||v W_o|| of each head's values, v (B, G, S, Kv)."""
+    group, Kv = attention.heads // v.shape[1], v.shape[3]
+    wide = torch.promote_types(v.dtype, torch.float32)
+    lengths = []
+    for head in heads:
+        part = v.new_zeros(*v.shape[:1], v.shape[2], attention.heads * Kv)  # (B, S, H * Kv)
+        part[..., head * Kv : (head + 1) * Kv] = v[:, head // group]
+        with torch.no_grad():  # through the module, which may be quantized; less its bias
+            brought = attention.o(part) - attention.o(part.new_zeros(1, 1, part.shape[2]))
+        lengths.append(brought.to(wide).norm(dim=-1))
+    return torch.stack(lengths, 1)
+
+
+def _chosen(runs: list, run: int) -> list:
+    if not -len(runs) <= run < len(runs):
+        raise MiradaError(f"run {run} was not recorded; there are {len(runs)}")
+    return runs[run]
+
+
+def _before(parts: list[Tensor], start: int) -> list[Tensor]:
+    """The first `start` tokens of parts (B, T, ...)."""
+    kept, at = [], 0
+    for part in parts:
+        if at < start:
+            kept.append(part[:, : start - at])
+        at += part.shape[1]
+    return kept
+
+
+def _before_call(calls: list[Taken], start: int) -> list[Taken]:
+    """The calls of a cached run up to its first `start` queries."""
+    kept = []
+    for call, at in _starts(calls):
+        n = start - at
+        if n >= call.length:
+            kept.append(call)
+        elif n > 0:
+            kept.append(_shortened(call, n))
+    return kept
+
+
+def _shortened(t: Taken, n: int) -> Taken:
+    if t.q is None:
+        positions = t.ctx.positions
+        ctx = replace(t.ctx, positions=None if positions is None else positions[:, :n])
+        return replace(t, x=t.x[:, :n], ctx=ctx, length=n, v=_cut(t.v, n, t.grows))
+    return replace(t, q=t.q[:, :, :n], k=_cut(t.k, n, t.grows), v=_cut(t.v, n, t.grows), length=n)
+
+
+def _cut(keys: Tensor | None, n: int, grows: bool) -> Tensor | None:
+    return keys[:, :, :n] if grows and keys is not None else keys
+
+
+def _starts(calls: list[Taken]) -> Iterator[tuple[Taken, int]]:
+    at = 0
+    for call in calls:
+        yield call, at
+        at += call.length
+
+
+def _weights(t: Taken, q: Tensor, keys: Tensor, heads: list[int], r0: int, r1: int,
+             attend: Attend) -> Tensor:
+    """Rows r0..r1 of one call's weights for some heads, against keys in their true order; keys
+    behind the last that is seen are left out."""
+    plain = t.mask.causal and t.mask.prefix is None and not t.mask.segments and (
+        t.mask.everywhere is None)
+    if plain and _is_plain(attend):
+        keys = keys[:, :, : _first(t) + r1]
     mask = _in_order(t.mask, keys.shape[2])
-    bias = None if t.bias is None else _SomeHeads(replace(t.bias, mask=mask), t.q, keys, heads)
-    k = keys[:, [h // group for h in heads]]
-    sinks = None if t.sinks is None else t.sinks[heads]
-    call = Call(t.q[:, heads], KV(k, k), t.scale, mask, bias, t.cap, sinks)
-    tiles = [Attend.weights(call, (a, min(a + TILE, r1))) for a in range(r0, r1, TILE)]
-    return torch.cat(tiles, 2).detach()
+    bias = None if t.bias is None else replace(t.bias, mask=mask)
+    call = Call(q, KV(keys, keys), t.scale, mask, bias, t.cap, t.sinks)
+    made = weights(call, heads, r0, r1) if _is_plain(attend) else implied(attend, call)[
+        :, heads, r0:r1]
+    return made.detach()
+
+
+@torch.no_grad()
+def weights(call: Call, heads: list[int], r0: int, r1: int) -> Tensor:
+    """Rows r0..r1 of a call's weights for some heads, (B, H, R, S), in float32 or wider; tile by
+    tile, so that what is in between stays small."""
+    q, (k, _) = call.q, call.kv.dense()
+    wide = torch.promote_types(q.dtype, torch.float32)
+    bias = None if call.bias is None else _SomeHeads(call.bias, q, k, heads)
+    sinks, some = call.sinks, heads != list(range(q.shape[1]))
+    if some:
+        group = q.shape[1] // k.shape[1]
+        q, k = q[:, heads], k[:, [h // group for h in heads]]
+        sinks = None if sinks is None else sinks[heads]
+    k = k.to(wide)
+    call = replace(call, q=q.to(wide), kv=KV(k, k), bias=bias, sinks=sinks)
+    rows = max(1, min(MOST_ROWS, CELLS // (len(q) * len(heads) * k.shape[2])))
+    tiles = [Attend.weights(call, (a, min(a + rows, r1))) for a in range(r0, r1, rows)]
+    return tiles[0] if len(tiles) == 1 else torch.cat(tiles, 2)
+
+
+@torch.no_grad()
+def implied(attend: Attend, call: Call) -> Tensor:
+    """(B, H, T, S) of an attention that has no matrix, or one that is not all it does: (i, j) is
+    the factor with which value j enters output i, found by giving it unit values.
+
+    It must be linear in its values, as all are: softmax attention gives its own weights so. Costs
+    S / K passes of the kernel and holds the whole matrix.
+    """
+    B, G, S, K = call.kv.k.shape
+    given = dict(scale=call.scale, mask=call.mask, bias=call.bias, cap=call.cap, sinks=call.sinks)
+    none = call.kv.k.new_zeros(B, G, S, K)
+    constant = attend(call.q, KV(call.kv.k, none), **given)  # what it brings besides values
+    columns = []
+    for at in range(0, S, K):
+        unit = none.clone()
+        width = min(K, S - at)
+        unit[:, :, at : at + width, :width] = torch.eye(width, dtype=unit.dtype)
+        columns.append((attend(call.q, KV(call.kv.k, unit), **given) - constant)[..., :width])
+    return torch.cat(columns, 3)
+
+
+def _is_plain(attend: Attend) -> bool:
+    """True where softmax weights over the keys are all that an attention does."""
+    return type(attend).forward is Attend.forward
 
 
 @dataclass(frozen=True, eq=False)
 class _SomeHeads:
-    """A bias value seen through a choice of heads."""
+    """A bias value seen through a choice of heads, reading q and k in the model's own dtype."""
 
     bias: Bias
     q: Tensor
@@ -159,11 +468,12 @@ class _SomeHeads:
 
 
 def _in_order(mask: Mask, S: int) -> Mask:
-    """The mask a cache gave, for keys laid out by index instead of by slot."""
+    """The mask a cache gave, for the first S keys laid out by index instead of by slot."""
     padding, slots = mask.padding, mask.slots
-    if slots is not None and padding is not None:
-        if slots.ndim == 1:  # a rolling cache: what it dropped lies outside every window
-            padding = torch.cat([padding.new_ones(len(padding), int(slots[0])), padding], 1)
+    if slots is not None and padding is not None and slots.ndim == 1:
+        # a rolling cache: what it dropped lies outside every window
+        padding = torch.cat([padding.new_ones(len(padding), int(slots[0])), padding], 1)
+    if padding is not None:
         padding = padding[:, :S]
     start = int(torch.as_tensor(mask.start).reshape(-1)[0])
     return replace(mask, start=start, slots=None, padding=padding, memo={})
@@ -199,16 +509,49 @@ def _stretches(pairs: list[tuple[int, int]]) -> Iterator[tuple[int, int, int]]:
             begin = n
 
 
+@dataclass(frozen=True)
+class Wanted:
+    """What a recording keeps; see record."""
+
+    layers: list[int] | None
+    keep: str | None
+    v: bool
+    resid: bool | str
+    z: bool
+    mlp: bool
+    device: str | torch.device | None
+
+    def of(self, layer: int) -> bool:
+        return self.layers is None or layer in self.layers
+
+    def own(self, x: Tensor) -> Tensor:
+        """x without its history, holding no more memory than its own."""
+        x = x.detach()
+        if self.device is not None and x.device != torch.device(self.device):
+            return x.to(self.device)
+        return x.clone() if x.untyped_storage().nbytes() > x.nbytes else x
+
+
 @contextmanager
-def record(model: nn.Module, layers: list[int] | None = None):
+def record(model: nn.Module, layers: list[int] | None = None, *, keep: str | None = "qk",
+           v=False, resid: bool | str = False, z=False, mlp=False, device=None):
     """Within this context every pass of `model` is recorded; yields the Tape.
 
-    layers: places in each stack's order, all when None. Memory: queries and keys of those layers.
-    Record greedy or sampled generation, not beams: their rows change places between steps.
+    layers: places in each stack's order, all when None. keep: "qk" (queries and keys, for patterns),
+    "resid" (in their place what each attention read, about half as much; they are projected again
+    when asked for, so the weights must still be those) or None. v: values; resid: True, the stream
+    before every layer and after the last, or "sublayers", also what each adds; z: what each head
+    brings; mlp: how far each neuron fires. device: where the tape lies, "cpu" to spare a GPU.
+    Memory: queries and keys of those layers, and what is asked for besides. Record greedy or sampled
+    generation, not beams: their rows change places between steps.
     """
-    tape, handles = Tape(), []
-    for name, stack in _stacks(model).items():
-        handles += _listen(tape, name, stack, layers)
+    if keep not in ("qk", "resid", None) or resid not in (True, False, "layers", "sublayers"):
+        raise MiradaError(f"record(keep={keep!r}, resid={resid!r}): keep is 'qk', 'resid' or None; "
+                          "resid is True, False or 'sublayers'")
+    wanted = Wanted(layers, keep, v, resid, z, mlp, device)
+    tape, handles = Tape(model), []
+    for name, stack in sites.stacks(model).items():
+        handles += _listen(tape, name, stack, wanted)
     model.tape = tape
     try:
         yield tape
@@ -218,57 +561,99 @@ def record(model: nn.Module, layers: list[int] | None = None):
             handle.remove()
 
 
-def _stacks(model: nn.Module) -> dict[str, Stack]:
-    if model.encoder_decoder:
-        return {"encoder": model.body.encoder, "decoder": model.body.decoder}
-    return {"decoder" if model.kind == "decoder" else "encoder": model.body}
+def _listen(tape: Tape, name: str, stack: nn.Module, wanted: Wanted) -> list:
+    """Hooks on every boundary of one stack that the tape wants to know of."""
+    spot, handles = sites.follow(name, stack)
+
+    def read(module, args):
+        if spot.layer == 0:
+            tape._keep("real", spot, 0, wanted.own(spot.real))
+
+    def ids(module, args):
+        if args[0].input_ids is not None:
+            spot.start = sites.held(args[2][0] if len(args) > 2 and args[2] else None)
+            tape._keep("ids", spot, 0, wanted.own(args[0].input_ids))
+
+    handles.append(stack.register_forward_pre_hook(ids))
+    handles.append(stack.blocks[0].register_forward_pre_hook(read))
+    for block in dict.fromkeys(stack.blocks):
+        for site, attention in sites.attentions(name, block):
+            handles += _attention(tape, spot, site, attention, wanted)
+        handles += _stream(tape, spot, block, wanted)
+    if wanted.resid:
+        def leave(module, args):
+            tape._keep("resid", spot, len(stack.order), wanted.own(args[0]))
+
+        handles.append(stack.norm.register_forward_pre_hook(leave))
+    return handles
 
 
-def _listen(tape: Tape, name: str, stack: Stack, layers) -> list:
-    """Hooks that count places in the stack's order and take every attention's call."""
-    place = [-1]
+def _stream(tape: Tape, spot: Spot, block: nn.Module, wanted: Wanted) -> list:
+    """The residual stream into a block, what its sublayers add, and its neurons."""
+    def before(name):
+        def take(module, args):
+            if wanted.of(spot.layer):
+                tape._keep(name, spot, spot.layer, wanted.own(args[0]))
+        return take
 
-    def begin(module, args):
-        place[0] = -1
+    def behind(name):
+        def take(module, args, output):
+            if wanted.of(spot.layer):
+                tape._keep(name, spot, spot.layer, wanted.own(output))
+        return take
 
-    def step(module, args):
-        place[0] += 1
+    handles = []
+    if wanted.resid:
+        handles.append(block.register_forward_pre_hook(before("resid")))
+    if wanted.resid == "sublayers":
+        handles += [sites.adder(part).register_forward_hook(behind(f"added.{name}"))
+                    for name, part in sites.sublayers(block)]
+    if wanted.mlp and sites.network(block) is not None:
+        handles.append(sites.network(block).down.register_forward_pre_hook(before("mlp")))
+    return handles
 
-    handles = [stack.register_forward_pre_hook(begin)]
-    for block in stack.blocks:
-        handles.append(block.register_forward_pre_hook(step))
-        for attention in (m for m in block.modules() if isinstance(m, Attention)):
-            site = "cross" if isinstance(attention, CrossAttention) else name
 
-            def take(module, args, kwargs, output, site=site):
-                if layers is None or place[0] in layers:
-                    dropped = module.training and module.dropout > 0
-                    tape._take((site, place[0]), _taken(args, kwargs, output, dropped))
+def _attention(tape: Tape, spot: Spot, site: str, attention: Attention, wanted: Wanted) -> list:
+    """What one attention is given, what its kernel makes of it and what its heads bring."""
+    entered: list = [None, None]  # x and ctx of the call that runs
 
-            handles.append(attention.attend.register_forward_hook(take, with_kwargs=True))
+    def enter(module, args):
+        entered[:] = args[0], args[1]
+
+    def take(module, args, kwargs, output):
+        if wanted.of(spot.layer):
+            tape.modules[site, spot.layer] = attention
+            dropped = module.training and module.dropout > 0
+            tape._take((site, spot.layer), spot.start,
+                       _taken(module, args, kwargs, output, dropped, entered, wanted))
+
+    def bring(module, args):
+        if wanted.of(spot.layer):
+            tape.modules[site, spot.layer] = attention
+            tape._keep("z", replace_name(spot, site), spot.layer, wanted.own(args[0]))
+
+    handles = []
+    if wanted.keep == "resid":
+        handles.append(attention.register_forward_pre_hook(enter))
+    if wanted.keep:
+        handles.append(attention.attend.register_forward_hook(take, with_kwargs=True))
+    if wanted.z:
+        handles.append(attention.gate.register_forward_hook(bring))
     return handles
 
 
 @torch.no_grad()
-def _taken(args, kwargs, output: Tensor, dropped: bool) -> Taken:
+def _taken(attend: Attend, args, kwargs, output: Tensor, dropped: bool, entered: list,
+           wanted: Wanted) -> Taken:
     """What one call leaves on the tape; values forget the dense masks of their pass."""
     (q, kv), given = args, kwargs
     call = Call(q, kv, given["scale"], given["mask"], given["bias"], given["cap"], given["sinks"])
-    error = float("nan") if dropped else _error(call, output)  # dropout changed the kernel's rows
+    error = float("nan") if dropped else _error(attend, call, output)  # rows that dropout changed
     mask = replace(call.mask, memo={})
     bias = None if call.bias is None else replace(call.bias, mask=mask)
     sinks = None if call.sinks is None else call.sinks.detach()
-    return Taken(q.detach(), kv.fresh.detach(), kv.new is not None, call.scale, mask, bias,
-                 call.cap, sinks, error)
-
-
-def _error(call: Call, output: Tensor) -> float:
-    """weights . values of a few seeded rows, against the kernel's own output."""
-    T, (_, v) = call.q.shape[2], call.kv.dense()
-    chosen = torch.randperm(T, generator=torch.Generator().manual_seed(T))[:CHECKED_ROWS]
-    worst = 0.0
-    v = v.repeat_interleave(call.q.shape[1] // v.shape[1], 1)
-    for row in chosen.tolist():
-        mine = Attend.weights(call, (row, row + 1)) @ v  # (B, H, 1, Kv)
-        worst = max(worst, (mine - output[:, :, row : row + 1]).abs().max().item())
-    return worst
+    q_and_k = (wanted.own(q), wanted.own(kv.fresh)) if wanted.keep == "qk" else (None, None)
+    x_and_ctx = (None, None) if wanted.keep == "qk" else (wanted.own(entered[0]), entered[1])
+    T, grows = q.shape[2], kv.new is not None
+    v = wanted.own(kv.v[:, :, -T:] if grows else kv.v) if wanted.v else None
+    return Taken(*q_and_k, *x_and_ctx, T, grows, call.scale, mask, bias, call.cap, sinks, v, error)
