@@ -11,7 +11,7 @@ PIP := $(BIN)/python -m pip --disable-pip-version-check install $(PIP_ARGS)
 REAL := $(PIP) --no-deps --require-hashes --only-binary :all:
 
 .DEFAULT_GOAL := help
-.PHONY: help demo test test-slow lint scope docs mutants clean
+.PHONY: help demo test test-slow lint scope docs mutants peers clean
 
 help:
 	@echo "make demo              install, then ask a real model a question and draw its attention"
@@ -21,6 +21,7 @@ help:
 	@echo "make scope             which rows of the checklist work; WITHOUT=family hides one"
 	@echo "make docs              write docs/families: a page for each family, from its file"
 	@echo "make mutants           break core and families N times by SEED; the tests must notice"
+	@echo "make peers             install the engines that benchmarks stand beside (compiles for minutes)"
 	@echo "make clean             remove .venv and everything generated"
 	@echo "Set PYTHON to choose an interpreter, WORKERS for the number of test processes (0: one), and"
 	@echo "PIP_ARGS to pass options to pip, for example an index with CPU builds of torch."
@@ -47,6 +48,12 @@ docs: $(VENV)/test.done
 
 mutants: $(VENV)/test.done
 	@$(BIN)/python tools/mutants.py --seed $(SEED) --count $(N)
+
+# -O2: gcc 12 at -O3 drops the stores that set up AMX tiles, and llama.cpp then crashes.
+peers: $(VENV)/test.done
+	$(PIP) ctranslate2==4.8.5 diskcache==5.6.3
+	CMAKE_ARGS="-DCMAKE_BUILD_TYPE=None -DCMAKE_C_FLAGS=-O2 -DCMAKE_CXX_FLAGS=-O2" \
+	  $(PIP) --no-deps --no-binary llama-cpp-python llama-cpp-python==0.3.36
 
 clean:
 	rm -rf $(VENV) build dist .pytest_cache .mypy_cache .ruff_cache .hypothesis attention.png

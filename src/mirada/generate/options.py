@@ -33,8 +33,9 @@ class Options:
     pad_token_id: what fills finished rows. stop: a text or several; the token that completes one
     is the last. seed: for sampling, which leaves torch's own generator alone, or a torch.Generator
     to draw from; None: new numbers each time. cache: "growing", "static", "rolling", or Caches that
-    hold the prompt's beginning already. context: most tokens in all, the model's own when None. encoder_outputs (B, S, D): the
-    memory, when it is known. decoder_start_token_id: the first id of an encoder-decoder's answer.
+    hold the prompt's beginning already. context: most tokens in all, the model's own when None.
+    encoder_outputs (B, S, D): the memory, when it is known. decoder_start_token_id: the first id of
+    an encoder-decoder's answer.
     forced_bos_token_id: what stands behind that id (or behind a prompt of one token).
     forced_eos_token_id: the last token when the room is used up. suppress_tokens: ids never
     written; begin_suppress_tokens: not at first; each an id or several. bad_words_ids: lists of

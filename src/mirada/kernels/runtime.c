@@ -7,7 +7,10 @@
 
    Weights lie in tiles of 16 output rows, and of each tile the codes of 32 inputs lie together:
    byte b of lane r of vector j is input 4j + b of row r. A code is unsigned, a weight is
-   scale * (code - zero) or scale * code + minimum. Activations become 8-bit codes, 32 to a scale. */
+   scale * (code - zero) or scale * code + minimum. Activations become 15-bit codes, 32 to a scale.
+
+   A token's numbers do not depend on which tokens share its step, nor on how many threads there
+   are: every sum has one order. */
 
 #include <math.h>
 #include <pthread.h>
@@ -106,6 +109,7 @@ INLINE f32x16 pick(i32x16 yes, f32x16 a, f32x16 b) {
     return (f32x16)(((i32x16)a & yes) | ((i32x16)b & ~yes));
 }
 INLINE f32x16 larger(f32x16 a, f32x16 b) { return pick(a > b, a, b); }
+INLINE f32x16 size(f32x16 x) { return (f32x16)((i32x16)x & 0x7fffffff); }
 
 INLINE float sum(f32x16 x) {
     float total = 0;
@@ -206,12 +210,12 @@ INLINE f32x16 vexp(f32x16 x) { /* within 2e-7 of the true value; 0 below -87 */
 INLINE f32x16 vtanh(f32x16 x) { return 1.0f - 2.0f / (vexp(2.0f * x) + 1.0f); }
 
 INLINE f32x16 verf(f32x16 x) { /* Abramowitz & Stegun 7.1.26: within 1.5e-7 */
-    f32x16 size = (f32x16)((i32x16)x & 0x7fffffff), t = 1.0f / (1.0f + 0.3275911f * size);
+    f32x16 far = size(x), t = 1.0f / (1.0f + 0.3275911f * far);
     f32x16 y = t * 1.061405429f - 1.453152027f;
     y = y * t + 1.421413741f;
     y = y * t - 0.284496736f;
     y = (y * t + 0.254829592f) * t;
-    y = 1.0f - y * vexp(-size * size);
+    y = 1.0f - y * vexp(-far * far);
     return (f32x16)((i32x16)y | ((i32x16)x & (int32_t)0x80000000));
 }
 
@@ -392,9 +396,10 @@ static void pack_tile(int type, const uint8_t *rows, int count, int cols, uint8_
     for (int r = 0; r < count; r++) {
         const uint8_t *row = rows + r * stride;
         group o = {0};
-        if (kind == F32) for (int i = 0; i < cols; i++) memcpy(tile + 64L * i + 4 * r, row + 4 * i, 4);
-        else if (is_wide(type))
-            for (int i = 0; i < cols; i++) memcpy(tile + 32L * i + 2 * r, row + 2 * i, 2);
+        int size = kind == F32 ? 4 : 2;
+        if (is_wide(type))
+            for (int64_t i = 0; i < cols; i++)
+                memcpy(tile + (LANES * i + r) * size, row + i * size, size);
         else
             for (int g = 0; g < cols / GROUP; g++) {
                 decode(type, row, g, &o);
@@ -545,10 +550,18 @@ typedef struct {
     int64_t scratch_bytes;
     stretch *stretches;
     int stretch_count, longest, threads;
-    int spans;                     /* that are items of their own; 1: a stretch meets all its keys */
+    int spans;                     /* that are items of their own; 1: all keys in one item */
     float *parts;                  /* attention's partial sums */
     atomic_int *next;              /* an operator's next item */
 } step;
+
+INLINE float *at(step *s, int buffer, int64_t token) {
+    return s->buffer[buffer] + token * s->stride[buffer];
+}
+
+INLINE int take(atomic_int *next) {
+    return atomic_fetch_add_explicit(next, 1, memory_order_relaxed);
+}
 
 INLINE int block_width(int rest) { /* tokens that a block holds: WIDE, at the end 8, 4, 2 or 1 */
     return rest > 8 ? 16 : rest > 4 ? 8 : rest > 2 ? 4 : rest;
@@ -567,15 +580,15 @@ static void quantize(const float *x, int groups, int width, int m, uint8_t *out)
     const float magic = 12582912.0f; /* adding it leaves a whole number in the lowest bits */
     for (int g = 0; g < groups; g++, x += GROUP, out += GROUP_BYTES * width) {
         f32x16 v[2] = {load(x), load(x + LANES)};
-        f32x16 sizes = larger((f32x16)((i32x16)v[0] & 0x7fffffff), (f32x16)((i32x16)v[1] & 0x7fffffff));
-        float most = largest(sizes), per = most > 0 ? TOP / most : 0;
+        float most = largest(larger(size(v[0]), size(v[1]))), per = most > 0 ? TOP / most : 0;
         float *scales = (float *)(out + CODE_BYTES * width);
         int32_t *sums = (int32_t *)(scales + width), *halves = sums + width + 2 * m;
         for (int h = 0; h < 2; h++) {
             uint8_t *codes = out + m * CODE_BYTES + h * LANES;
             i32x16 q = (i32x16)(v[h] * per + magic) - 0x4b400000, high = DEEP ? (q + 64) >> 7 : q;
             *(any_i8x16 *)codes = __builtin_convertvector(high, i8x16);
-            if (DEEP) *(any_i8x16 *)(codes + GROUP) = __builtin_convertvector(q - (high << 7), i8x16);
+            i32x16 low = q - (high << 7);
+            if (DEEP) *(any_i8x16 *)(codes + GROUP) = __builtin_convertvector(low, i8x16);
             halves[h] = 0;
             for (int i = 0; i < LANES; i++) halves[h] -= q[i];
         }
@@ -614,7 +627,7 @@ static void normalise(int norm, float eps, const float *weight, const float *bia
 static void prepare(step *s, const operator *o, int m, int tokens, uint8_t *to, float *room) {
     int quantized = o->a.kind >= Q8, cols = o->a.cols, first = m / WIDE * WIDE;
     int width = block_width(MIN(WIDE, tokens - first));
-    const float *x = s->buffer[o->src] + (int64_t)m * s->stride[o->src];
+    const float *x = at(s, o->src, m);
     if (o->norm) normalise(o->norm, o->eps, o->p[0], o->p[1], cols, x, room), x = room;
     uint8_t *block = to + first * input_bytes(quantized, cols);
     if (quantized) quantize(x, cols / GROUP, width, m - first, block);
@@ -670,8 +683,8 @@ INLINE void codes_tile(const int kind, const int W, const uint8_t *tile, int col
                 s = d * __builtin_convertvector(*(const any_i8x16 *)eight, f32x16);
                 s2 = d * __builtin_convertvector(*(const any_i8x16 *)(eight + 16), f32x16);
             } else s = d * __builtin_convertvector(*(const any_u8x16 *)eight, f32x16);
-            if (least)
-                low = -dm * __builtin_convertvector(*(const any_u8x16 *)(tile + l.least8 + g * 16), f32x16);
+            const uint8_t *under = tile + l.least8 + g * 16;
+            if (least) low = -dm * __builtin_convertvector(*(const any_u8x16 *)under, f32x16);
         } else {
             s = load_half(scales + g * LANES);
             if (least) low = load_half(leasts + g * LANES);
@@ -721,7 +734,8 @@ INLINE void float_tile(const int kind, const int W, const uint8_t *tile, int col
     }
 
 #define MAKE_TILE(W) \
-    static __attribute__((noinline)) void tile_##W(const matrix *a, int t, const uint8_t *x, f32x16 *y) { \
+    static __attribute__((noinline)) void tile_##W(const matrix *a, int t, const uint8_t *x, \
+                                                   f32x16 *y) { \
         const uint8_t *tile = a->data + t * layout_of(a->kind, a->cols).size; \
         EACH_KIND(W) \
     }
@@ -746,17 +760,20 @@ static void tile_any(int W, const matrix *a, int t, const uint8_t *x, f32x16 *y)
 }
 
 /* rows 16t .. 16t + 15 of the output, for the tokens of one block */
-static void linear_tile(step *s, const operator *o, int t, int first, int tokens, const uint8_t *in) {
-    int count = MIN(WIDE, tokens - first), W = block_width(count), lanes = MIN(LANES, o->a.rows - t * LANES);
+static void linear_tile(step *s, const operator *o, int t, int first, int tokens,
+                        const uint8_t *in) {
+    int count = MIN(WIDE, tokens - first), W = block_width(count);
+    int lanes = MIN(LANES, o->a.rows - t * LANES);
     f32x16 y[WIDE], z[WIDE];
     const uint8_t *x = in + first * input_bytes(o->a.kind >= Q8, o->a.cols);
     tile_any(W, &o->a, t, x, y);
     if (o->gate.data) tile_any(W, &o->gate, t, x, z);
     for (int m = 0; m < count; m++) {
         f32x16 v = y[m];
-        float *to = s->buffer[o->dst] + (int64_t)(first + m) * s->stride[o->dst] + t * LANES;
+        float *to = at(s, o->dst, first + m) + t * LANES;
         if (o->a.bias) v += load(o->a.bias + t * LANES);
-        if (o->gate.data) v *= activate(o->act, o->gate.bias ? z[m] + load(o->gate.bias + t * LANES) : z[m]);
+        if (o->gate.bias) z[m] += load(o->gate.bias + t * LANES);
+        if (o->gate.data) v *= activate(o->act, z[m]);
         else v = activate(o->act, v);
         if (lanes == LANES) store(to, o->flags & ADD ? load(to) + v : v);
         else for (int r = 0; r < lanes; r++) to[r] = o->flags & ADD ? to[r] + v[r] : v[r];
@@ -777,10 +794,11 @@ static void linear(step *s, const operator *o, atomic_int *next, int tokens, int
     }
     /* items: `rows` tiles by `deep` tokens. Few tiles stay in the cache while the tokens pass */
     int blocks = (tokens + WIDE - 1) / WIDE;
-    int rows = MAX(1, MIN(alone ? 64 : 8, tiles / (threads * 6))), chunks = (tiles + rows - 1) / rows;
+    int rows = MAX(1, MIN(alone ? 64 : 8, tiles / (threads * 6)));
+    int chunks = (tiles + rows - 1) / rows;
     int depth = chunks >= threads * 2 ? blocks : MAX(1, blocks * chunks / (threads * 4));
     int columns = (blocks + depth - 1) / depth;
-    for (int i; (i = atomic_fetch_add_explicit(next, 1, memory_order_relaxed)) < chunks * columns;) {
+    for (int i; (i = take(next)) < chunks * columns;) {
         int t0 = i / columns * rows, t1 = MIN(tiles, t0 + rows), b0 = i % columns * depth;
         for (int b = b0; b < MIN(blocks, b0 + depth); b++)
             for (int t = t0; t < t1; t++) linear_tile(s, o, t, b * WIDE, tokens, in);
@@ -790,13 +808,14 @@ static void linear(step *s, const operator *o, atomic_int *next, int tokens, int
 /* q and k of each token normed and rotated; k and v into their page. Items: token x head. */
 static void turn(step *s, const operator *o, int thread) {
     const batch *b = s->b;
-    int H = o->heads, G = o->kv_heads, per = H + 2 * G, total = b->tokens * per;
+    int H = o->heads, G = o->kv_heads, per = H + 2 * G;
+    int64_t total = (int64_t)b->tokens * per, end = total * (thread + 1) / s->threads;
     int wide = padded(o), half = o->turning / 2;
-    for (int i = (int)((int64_t)total * thread / s->threads); i < (int64_t)total * (thread + 1) / s->threads; i++) {
+    for (int64_t i = total * thread / s->threads; i < end; i++) {
         int m = i / per, h = i % per, is_q = h < H, is_v = h >= H + G, g = is_v ? h - H - G : h - H;
         int position = b->positions[m], which = is_q ? o->src : is_v ? o->extra : o->dst;
         int size = is_v ? o->value : o->head;
-        float *x = s->buffer[which] + (int64_t)m * s->stride[which] + (is_q ? h : g) * size;
+        float *x = at(s, which, m) + (is_q ? h : g) * size;
         if (o->norm && !is_v)
             normalise(o->norm, is_q ? o->eps : o->eps_k, o->p[is_q ? 0 : 1], NULL, size, x, x);
         if (half && !is_v) {
@@ -808,13 +827,14 @@ static void turn(step *s, const operator *o, int thread) {
             }
         }
         if (is_q) continue;
-        int page = b->tables[(int64_t)b->rows[m] * b->pages + position / PAGE], slot = position % PAGE;
-        uint8_t *at = b->pool + page * s->p->page_bytes + (is_v ? o->at_v : o->at_k);
+        int64_t page = b->tables[(int64_t)b->rows[m] * b->pages + position / PAGE];
+        int slot = position % PAGE;
+        uint8_t *here = b->pool + page * s->p->page_bytes + (is_v ? o->at_v : o->at_k);
         int64_t k0 = (int64_t)g * size * PAGE + slot, v0 = ((int64_t)g * PAGE + slot) * wide;
         for (int j = 0; j < size; j++) {
             int64_t to = is_v ? v0 + j : k0 + (int64_t)j * PAGE;
-            if (s->p->half) ((uint16_t *)at)[to] = to_half(MAX(-65504.0f, MIN(65504.0f, x[j])));
-            else ((float *)at)[to] = x[j];
+            if (s->p->half) ((uint16_t *)here)[to] = to_half(MAX(-65504.0f, MIN(65504.0f, x[j])));
+            else ((float *)here)[to] = x[j];
         }
     }
 }
@@ -875,20 +895,24 @@ static void score(int half, int rows, const float *q, int K, const void *keys, c
     SCORE(8) SCORE(4) SCORE(3) SCORE(2) SCORE(1)
 }
 
-#define MIX(R, N) \
-    if (half) mix_page(R, N, 1, w + r * SPAN, slots, values, at + n * LANES, wide, size, out + r * size + n * LANES); \
-    else mix_page(R, N, 0, w + r * SPAN, slots, values, at + n * LANES, wide, size, out + r * size + n * LANES);
+#define MIX(R, N) { \
+        const float *x = w + r * SPAN; \
+        float *y = out + r * size + n * LANES; \
+        int64_t from = at + n * LANES; \
+        if (half) mix_page(R, N, 1, x, slots, values, from, wide, size, y); \
+        else mix_page(R, N, 0, x, slots, values, from, wide, size, y); \
+    }
 #define MIX_ROWS(R) \
     for (; rows - r >= R; r += R) { \
         int n = 0; \
-        for (; vectors - n >= 4; n += 4) { MIX(R, 4) } \
-        for (; n < vectors; n++) { MIX(R, 1) } \
+        for (; vectors - n >= 4; n += 4) MIX(R, 4) \
+        for (; n < vectors; n++) MIX(R, 1) \
     }
 
 static void mix(int half, int rows, const float *w, int slots, const void *values, int64_t at,
                 int wide, int size, float *out) { /* size: numbers between two rows of out */
     int r = 0, vectors = wide / LANES;
-    MIX_ROWS(4) MIX_ROWS(3) MIX_ROWS(2) MIX_ROWS(1)
+    MIX_ROWS(6) MIX_ROWS(4) MIX_ROWS(3) MIX_ROWS(2) MIX_ROWS(1)
 }
 
 /* Attention in spans of 256 keys, each with a softmax of its own; the spans' results are joined in
@@ -898,7 +922,8 @@ static void mix(int half, int rows, const float *w, int slots, const void *value
 typedef struct { float *q, *w, *part, *whole; } room;
 
 /* scores -> weights of one query's `keys` keys from `base` on; the part's first two numbers */
-static void soften(const operator *o, int position, float slope, int base, int keys, float *w, float *part) {
+static void soften(const operator *o, int position, float slope, int base, int keys, float *w,
+                   float *part) {
     const i32x16 lane = {0, 1, 2, 3, 4, 5, 6, 7, 8, 9, 10, 11, 12, 13, 14, 15};
     const int far = o->window ? o->window : 1 << 30;
     f32x16 most = splat(-1e30f), total = splat(0);
@@ -927,7 +952,7 @@ static void join(float *whole, const float *part, int values) { /* whole: parts 
 }
 
 static void finish(step *s, const operator *o, int m, int head, const float *whole) {
-    float *z = s->buffer[o->dst] + (int64_t)m * s->stride[o->dst] + head * o->value;
+    float *z = at(s, o->dst, m) + head * o->value;
     for (int d = 0; d < o->value; d++) z[d] = whole[2 + d] / whole[1];
 }
 
@@ -951,7 +976,7 @@ static void attend_item(step *s, const operator *o, stretch x, int g, int span, 
     }
     for (int r = 0; r < rows; r++) {
         int64_t m = x.first + r / shared, head = g * shared + r % shared;
-        const float *from = s->buffer[o->src] + m * s->stride[o->src] + head * K;
+        const float *from = at(s, o->src, m) + head * K;
         for (int d = 0; d < K; d++) v.q[r * K + d] = from[d] * o->scale;
         memset(v.whole + r * size, 0, sizeof(float) * size), v.whole[r * size] = -1e30f;
     }
@@ -995,14 +1020,14 @@ static void join_spans(step *s, const operator *o, int thread, float *whole) {
     }
 }
 
-INLINE int queries(const program *p) { return MAX(1, 16 / p->group); } /* tokens in an item */
+INLINE int queries(const program *p) { return MAX(1, 24 / p->group); } /* tokens in an item */
 
 static void attend(step *s, const operator *o, atomic_int *next, int thread) {
     int rows = queries(s->p) * s->p->group, each = o->kv_heads * s->spans;
     float *mine = (float *)(s->scratch + thread * s->scratch_bytes);
     room v = {.q = mine, .w = mine + rows * o->head};
     v.part = v.w + rows * SPAN, v.whole = v.part + rows * (padded(o) + 2);
-    for (int i; (i = atomic_fetch_add_explicit(next, 1, memory_order_relaxed)) < s->stretch_count * each;) {
+    for (int i; (i = take(next)) < s->stretch_count * each;) {
         stretch x = s->stretches[s->stretch_count - 1 - i / each]; /* the longest look back first */
         attend_item(s, o, x, i % each / s->spans, i % s->spans, v);
     }
@@ -1011,18 +1036,20 @@ static void attend(step *s, const operator *o, atomic_int *next, int thread) {
 
 static void embed(step *s, const operator *o, int thread) {
     for (int m = thread; m < s->b->tokens; m += s->threads) {
-        float *x = s->buffer[o->dst] + (int64_t)m * s->stride[o->dst];
-        expand(o->kind, (const uint8_t *)o->p[0] + s->b->ids[m] * row_bytes(o->kind, o->width), o->width, x);
-        const float *place = o->p[1] ? (const float *)o->p[1] + (int64_t)(s->b->positions[m] + o->extra) * o->width : NULL;
-        for (int i = 0; i < o->width; i++) x[i] = x[i] * o->scale + (place ? place[i] : 0);
+        float *x = at(s, o->dst, m);
+        int64_t row = s->b->ids[m], place = s->b->positions[m] + o->extra;
+        const uint8_t *table = o->p[0];
+        const float *places = o->p[1];
+        expand(o->kind, table + row * row_bytes(o->kind, o->width), o->width, x);
+        for (int i = 0; i < o->width; i++)
+            x[i] = x[i] * o->scale + (places ? places[place * o->width + i] : 0);
     }
 }
 
 static void norm(step *s, const operator *o, int tokens, int thread) {
     float *room = (float *)(s->scratch + thread * s->scratch_bytes);
     for (int m = thread; m < tokens; m += s->threads) {
-        float *x = s->buffer[o->src] + (int64_t)m * s->stride[o->src];
-        float *y = s->buffer[o->dst] + (int64_t)m * s->stride[o->dst];
+        float *x = at(s, o->src, m), *y = at(s, o->dst, m);
         normalise(o->norm, o->eps, o->p[0], o->p[1], o->width, x, o->flags & ADD ? room : y);
         if (o->flags & ADD) for (int i = 0; i < o->width; i++) y[i] += room[i];
     }
@@ -1054,13 +1081,11 @@ static void walk(void *job, int thread, int threads) {
             case GATHER:
                 tokens = s->b->scored;
                 for (int m = thread; m < tokens; m += threads)
-                    memcpy(s->buffer[o->dst] + (int64_t)m * s->stride[o->dst],
-                           s->buffer[o->src] + (int64_t)s->b->score[m] * s->stride[o->src],
-                           sizeof(float) * o->width);
+                    memcpy(at(s, o->dst, m), at(s, o->src, s->b->score[m]), 4L * o->width);
                 break;
             default: /* SCALE, CAP */
                 for (int m = thread; m < tokens; m += threads) {
-                    float *x = s->buffer[o->dst] + (int64_t)m * s->stride[o->dst];
+                    float *x = at(s, o->dst, m);
                     for (int i = 0; i < o->width; i++)
                         x[i] = o->op == SCALE ? x[i] * o->scale : o->cap * tanhf(x[i] / o->cap);
                 }
@@ -1071,7 +1096,7 @@ static void walk(void *job, int thread, int threads) {
     }
 }
 
-static int wrong(const program *p, const batch *b) { /* nothing outside memory is touched after this */
+static int wrong(const program *p, const batch *b) { /* after this no address can be wrong */
     for (int m = 0; m < b->tokens; m++) {
         if (b->ids[m] < 0 || b->ids[m] >= p->vocab) return 1;
         if (b->rows[m] < 0 || b->rows[m] >= b->sequences) return 2;
@@ -1085,7 +1110,7 @@ static int wrong(const program *p, const batch *b) { /* nothing outside memory i
     return 0;
 }
 
-static void cut(step *s) { /* tokens that stand behind each other share their keys' way to the core */
+static void cut(step *s) { /* tokens that stand behind each other meet a key once for all */
     const batch *b = s->b;
     for (int m = 0; m < b->tokens; m++) {
         stretch *last = s->stretches + s->stretch_count - 1;

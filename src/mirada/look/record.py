@@ -107,29 +107,15 @@ class Tape:
         and gives one aligned matrix. Computed in float32 or wider. Where an attention has no matrix
         of its own, entry (i, j) is the factor with which value j enters output i.
         """
+        return self.read(layer, heads, stack, run).rows(rows)
+
+    def read(self, layer: int, heads=None, stack: str | None = None, run: int = -1) -> Reading:
+        """A pattern made ready, to compute some rows of it after others."""
         site = self.site(layer, stack)
+        chosen = _listed(heads, self.modules[site].heads, "head")
         taken = self._run(*site, run)
-        heads = _listed(heads, self.modules[site].heads, "head")
-        total = sum(t.length for t in taken)
-        wanted = _listed(rows, total, "row")
-        each = [self._reads(site, t) for t in taken]
-        if taken[0].grows and _first(taken[0]):
-            raise MiradaError(f"the recording began when {_first(taken[0])} tokens were already in "
-                              "the cache: begin it with the prompt")
-        keys = each[0][1]
-        if taken[0].grows and len(taken) > 1:
-            keys = torch.cat([k for _, k in each], 2)
-        dtype = torch.promote_types(keys.dtype, torch.float32)
-        out = keys.new_zeros(len(keys), len(heads), len(wanted), keys.shape[2], dtype=dtype)
-        at = 0
-        for t, (q, _) in zip(taken, each, strict=True):
-            here = [(n, r - at) for n, r in enumerate(wanted) if at <= r < at + t.length]
-            S = _first(t) + t.length if t.grows else keys.shape[2]
-            for n, r0, r1 in _stretches(here):
-                made = _weights(t, q, keys[:, :, :S], heads, r0, r1, self.modules[site].attend)
-                out[:, :, n : n + r1 - r0, : made.shape[3]] = made
-            at += t.length
-        return out
+        return Reading(taken, [self._reads(site, t) for t in taken], chosen,
+                       self.modules[site].attend)
 
     def row(self, layer: int, head: int, i: int, stack: str | None = None,
             run: int = -1) -> Tensor:
@@ -140,10 +126,10 @@ class Tape:
                run: int = -1) -> Iterator[tuple[int, Tensor]]:
         """(first row, weights (B, H, R, S)) over all rows of a pattern that is never held whole."""
         B, H, T, S = self.shape(layer, stack, run)
-        heads = _listed(heads, H, "head")
-        rows = max(1, min(MOST_ROWS, CELLS // (B * len(heads) * S)))
+        reading = self.read(layer, heads, stack, run)
+        rows = max(1, min(MOST_ROWS, CELLS // (B * len(reading.heads) * S)))
         for r0 in range(0, T, rows):
-            yield r0, self.pattern(layer, heads, range(r0, min(r0 + rows, T)), stack, run)
+            yield r0, reading.rows(range(r0, min(r0 + rows, T)))
 
     def pooled(self, size: int = 64, layers: list[int] | None = None, heads=None,
                stack: str | None = None, run: int = -1) -> Tensor:
@@ -215,8 +201,8 @@ class Tape:
 
     def z(self, layer: int, stack: str | None = None, run: int = -1) -> Tensor:
         """(B, T, H, Kv): what each head brings, before W_o mixes them. Recorded with z=True."""
-        H = self.modules[self.site(layer, stack)].heads if self.runs else self._heads(layer, stack)
-        return self._tensor("z", layer, stack, run, "m.record(z=True)").unflatten(-1, (H, -1))
+        key = self._key("z", layer, stack, "m.record(z=True)")
+        return _joined(_chosen(self.kept[key], run)).unflatten(-1, (self.modules[key[1:]].heads, -1))
 
     def mlp(self, layer: int, stack: str | None = None, run: int = -1) -> Tensor:
         """(B, T, F): how far each neuron of an MLP fired, as enters its last projection. Recorded
@@ -226,7 +212,7 @@ class Tape:
     def lens(self, stack: str | None = None, run: int = -1) -> Tensor:
         """(L + 1, B, T, D): the stream before each place and after the last, what a logit lens
         reads. Recorded with resid=True."""
-        stack = stack or self._deepest("resid")
+        _, stack, _ = self._key("resid", -1, stack, "m.record(resid=True)")
         places = sorted(n for name, of, n in self.kept if (name, of) == ("resid", stack))
         return torch.stack([self.resid(n, stack, run) for n in places])
 
@@ -269,27 +255,27 @@ class Tape:
             q, kv, _ = self.modules[site].look(t.x, t.ctx, None)
         return q, kv.k
 
-    def _deepest(self, name: str) -> str | None:
-        """The stack nearest to the output that has a tensor of this name."""
-        having = [stack for kind, stack, _ in self.kept if kind == name]
-        return having[-1] if having else None
-
-    def _tensor(self, name: str, layer: int, stack: str | None, run: int, how: str) -> Tensor:
-        stack = stack or self._deepest(name)
+    def _key(self, name: str, layer: int, stack: str | None, how: str) -> tuple[str, str, int]:
+        """Where a kept tensor lies. Raises MiradaError, which says how to record it."""
+        having = [of for kind, of, _ in self.kept if kind == name]
+        if stack is None:
+            stack = "decoder" if "decoder" in having else (having or ["any stack"])[0]
         layers = [n for kind, of, n in self.kept if (kind, of) == (name, stack)]
         where = layer if layer >= 0 else layer + max(layers, default=0) + 1
         if where not in layers:
             had = f"; there are layers {layers}" if layers else ""
-            raise MiradaError(f"{name} of {stack or 'any stack'}, layer {layer}, is not on this "
-                              f"tape: it takes {how}{had}")
-        parts = _chosen(self.kept[name, stack, where], run)
-        return parts[0] if len(parts) == 1 else torch.cat(parts, 1)
+            raise MiradaError(f"{name} of {stack}, layer {layer}, is not on this tape: it takes "
+                              f"{how}{had}")
+        return name, stack, where
 
-    def _keep(self, name: str, spot: Spot, layer: int, x: Tensor) -> None:
+    def _tensor(self, name: str, layer: int, stack: str | None, run: int, how: str) -> Tensor:
+        return _joined(_chosen(self.kept[self._key(name, layer, stack, how)], run))
+
+    def _keep(self, name: str, stack: str, layer: int, start: int, x: Tensor) -> None:
         """One pass's (B, T, ...) of a tensor: after what earlier steps left, where they go on."""
-        runs = self.kept.setdefault((name, spot.name, layer), [])
-        if runs and spot.start:
-            runs[-1] = [*_before(runs[-1], spot.start), x]
+        runs = self.kept.setdefault((name, stack, layer), [])
+        if runs and start:
+            runs[-1] = [*_before(runs[-1], start), x]
         else:
             runs.append([x])
 
@@ -297,8 +283,10 @@ class Tape:
         runs = self.runs.setdefault(site, [])
         if not runs or not start:
             runs.append([taken])
-        else:  # a cache that took tokens back goes on from where it stands
-            runs[-1] = [*_before_call(runs[-1], start), taken]
+            return
+        if not taken.grows:  # a source's keys are the same at every step: held once
+            taken = replace(taken, k=runs[-1][0].k, v=runs[-1][0].v)
+        runs[-1] = [*_before_call(runs[-1], start), taken]  # a cache may have taken tokens back
 
 
 @dataclass(frozen=True)
@@ -352,6 +340,10 @@ def _chosen(runs: list, run: int) -> list:
     return runs[run]
 
 
+def _joined(parts: list[Tensor]) -> Tensor:
+    return parts[0] if len(parts) == 1 else torch.cat(parts, 1)
+
+
 def _before(parts: list[Tensor], start: int) -> list[Tensor]:
     """The first `start` tokens of parts (B, T, ...)."""
     kept, at = [], 0
@@ -393,37 +385,70 @@ def _starts(calls: list[Taken]) -> Iterator[tuple[Taken, int]]:
         at += call.length
 
 
-def _weights(t: Taken, q: Tensor, keys: Tensor, heads: list[int], r0: int, r1: int,
-             attend: Attend) -> Tensor:
-    """Rows r0..r1 of one call's weights for some heads, against keys in their true order; keys
-    behind the last that is seen are left out."""
-    plain = t.mask.causal and t.mask.prefix is None and not t.mask.segments and (
-        t.mask.everywhere is None)
-    if plain and _is_plain(attend):
-        keys = keys[:, :, : _first(t) + r1]
-    mask = _in_order(t.mask, keys.shape[2])
-    bias = None if t.bias is None else replace(t.bias, mask=mask)
-    call = Call(q, KV(keys, keys), t.scale, mask, bias, t.cap, t.sinks)
-    made = weights(call, heads, r0, r1) if _is_plain(attend) else implied(attend, call)[
-        :, heads, r0:r1]
-    return made.detach()
+class Reading:
+    """Queries and keys of one layer's chosen heads, in float32 or wider, from which rows of its
+    pattern are made."""
+
+    def __init__(self, taken: list[Taken], each: list[tuple[Tensor, Tensor]], heads: list[int],
+                 attend: Attend):
+        if taken[0].grows and _first(taken[0]):
+            raise MiradaError(f"the recording began when {_first(taken[0])} tokens were already in "
+                              "the cache: begin it with the prompt")
+        self.taken, self.heads, self.attend = taken, heads, attend
+        self.q = [q for q, _ in each]
+        grown = taken[0].grows and len(taken) > 1
+        self.k = torch.cat([k for _, k in each], 2) if grown else each[0][1]
+        wide = torch.promote_types(self.k.dtype, torch.float32)
+        H, G = self.q[0].shape[1], self.k.shape[1]
+        some = heads != list(range(H))
+        group = [h // (H // G) for h in heads] if some else slice(None)
+        self.some_q = [(q[:, heads] if some else q).to(wide).contiguous() for q in self.q]
+        self.some_k = self.k[:, group].to(wide).contiguous()
+
+    def rows(self, rows=None) -> Tensor:
+        """(B, H, R, S) of some queries, all when None."""
+        total, S = sum(t.length for t in self.taken), self.k.shape[2]
+        wanted = _listed(rows, total, "row")
+        out = self.some_k.new_zeros(len(self.k), len(self.heads), len(wanted), S)
+        for n, (t, at) in enumerate(_starts(self.taken)):
+            here = [(n, r - at) for n, r in enumerate(wanted) if at <= r < at + t.length]
+            for place, r0, r1 in _stretches(here):
+                made = self._made(n, r0, r1)
+                out[:, :, place : place + r1 - r0, : made.shape[3]] = made
+        return out
+
+    def _made(self, n: int, r0: int, r1: int) -> Tensor:
+        """Rows r0..r1 of call n, against the keys up to the last that they see."""
+        t = self.taken[n]
+        if not _is_plain(self.attend):
+            S = _first(t) + t.length if t.grows else self.k.shape[2]
+            return implied(self.attend, self._call(t, self.q[n], self.k[:, :, :S]))[
+                :, self.heads, r0:r1]
+        m = t.mask
+        ends = m.causal and m.prefix is None and m.everywhere is None and not m.segments
+        S = _first(t) + (r1 if ends else t.length) if t.grows or ends else self.k.shape[2]
+        call = self._call(t, self.q[n], self.k[:, :, :S])
+        bias = None if t.bias is None else _SomeHeads(call.bias, call.q, call.kv.k, self.heads)
+        k = self.some_k[:, :, :S]
+        sinks = None if t.sinks is None else t.sinks[self.heads]
+        return weights(replace(call, q=self.some_q[n], kv=KV(k, k), bias=bias, sinks=sinks), r0, r1)
+
+    def _call(self, t: Taken, q: Tensor, k: Tensor) -> Call:
+        mask = _in_order(t.mask, k.shape[2])
+        bias = None if t.bias is None else replace(t.bias, mask=mask)
+        return Call(q, KV(k, k), t.scale, mask, bias, t.cap, t.sinks)
 
 
 @torch.no_grad()
-def weights(call: Call, heads: list[int], r0: int, r1: int) -> Tensor:
-    """Rows r0..r1 of a call's weights for some heads, (B, H, R, S), in float32 or wider; tile by
-    tile, so that what is in between stays small."""
-    q, (k, _) = call.q, call.kv.dense()
-    wide = torch.promote_types(q.dtype, torch.float32)
-    bias = None if call.bias is None else _SomeHeads(call.bias, q, k, heads)
-    sinks, some = call.sinks, heads != list(range(q.shape[1]))
-    if some:
-        group = q.shape[1] // k.shape[1]
-        q, k = q[:, heads], k[:, [h // group for h in heads]]
-        sinks = None if sinks is None else sinks[heads]
-    k = k.to(wide)
-    call = replace(call, q=q.to(wide), kv=KV(k, k), bias=bias, sinks=sinks)
-    rows = max(1, min(MOST_ROWS, CELLS // (len(q) * len(heads) * k.shape[2])))
+def weights(call: Call, r0: int, r1: int) -> Tensor:
+    """Rows r0..r1 of a call's weights, (B, H, R, S), in float32 or wider; tile by tile, so that
+    what is in between stays small."""
+    wide = torch.promote_types(call.q.dtype, torch.float32)
+    if call.q.dtype != wide:
+        bias = None if call.bias is None else _SomeHeads(call.bias, call.q, call.kv.k, slice(None))
+        k = call.kv.k.to(wide)
+        call = replace(call, q=call.q.to(wide), kv=KV(k, k), bias=bias)
+    rows = max(1, min(MOST_ROWS, CELLS // (call.q.shape[0] * call.q.shape[1] * call.kv.k.shape[2])))
     tiles = [Attend.weights(call, (a, min(a + rows, r1))) for a in range(r0, r1, rows)]
     return tiles[0] if len(tiles) == 1 else torch.cat(tiles, 2)
 
@@ -461,7 +486,7 @@ class _SomeHeads:
     bias: Bias
     q: Tensor
     k: Tensor
-    heads: list[int]
+    heads: list[int] | slice
 
     def rows(self, q: Tensor, k: Tensor, r0: int, r1: int) -> Tensor:
         return self.bias.rows(self.q, self.k, r0, r1)[:, self.heads]
@@ -567,22 +592,19 @@ def _listen(tape: Tape, name: str, stack: nn.Module, wanted: Wanted) -> list:
 
     def read(module, args):
         if spot.layer == 0:
-            tape._keep("real", spot, 0, wanted.own(spot.real))
+            tape._keep("real", name, 0, spot.start, wanted.own(spot.real))
+            if spot.ids is not None:
+                tape._keep("ids", name, 0, spot.start, wanted.own(spot.ids))
 
-    def ids(module, args):
-        if args[0].input_ids is not None:
-            spot.start = sites.held(args[2][0] if len(args) > 2 and args[2] else None)
-            tape._keep("ids", spot, 0, wanted.own(args[0].input_ids))
-
-    handles.append(stack.register_forward_pre_hook(ids))
-    handles.append(stack.blocks[0].register_forward_pre_hook(read))
-    for block in dict.fromkeys(stack.blocks):
+    for block in stack.blocks[:1]:
+        handles.append(block.register_forward_pre_hook(read))
+    for block in stack.blocks:
         for site, attention in sites.attentions(name, block):
             handles += _attention(tape, spot, site, attention, wanted)
         handles += _stream(tape, spot, block, wanted)
     if wanted.resid:
         def leave(module, args):
-            tape._keep("resid", spot, len(stack.order), wanted.own(args[0]))
+            tape._keep("resid", name, len(stack.order), spot.start, wanted.own(args[0]))
 
         handles.append(stack.norm.register_forward_pre_hook(leave))
     return handles
@@ -593,13 +615,13 @@ def _stream(tape: Tape, spot: Spot, block: nn.Module, wanted: Wanted) -> list:
     def before(name):
         def take(module, args):
             if wanted.of(spot.layer):
-                tape._keep(name, spot, spot.layer, wanted.own(args[0]))
+                tape._keep(name, spot.name, spot.layer, spot.start, wanted.own(args[0]))
         return take
 
     def behind(name):
         def take(module, args, output):
             if wanted.of(spot.layer):
-                tape._keep(name, spot, spot.layer, wanted.own(output))
+                tape._keep(name, spot.name, spot.layer, spot.start, wanted.own(output))
         return take
 
     handles = []
@@ -627,10 +649,10 @@ def _attention(tape: Tape, spot: Spot, site: str, attention: Attention, wanted: 
             tape._take((site, spot.layer), spot.start,
                        _taken(module, args, kwargs, output, dropped, entered, wanted))
 
-    def bring(module, args):
+    def bring(module, args, output):
         if wanted.of(spot.layer):
             tape.modules[site, spot.layer] = attention
-            tape._keep("z", replace_name(spot, site), spot.layer, wanted.own(args[0]))
+            tape._keep("z", site, spot.layer, spot.start, wanted.own(output))
 
     handles = []
     if wanted.keep == "resid":
@@ -648,12 +670,45 @@ def _taken(attend: Attend, args, kwargs, output: Tensor, dropped: bool, entered:
     """What one call leaves on the tape; values forget the dense masks of their pass."""
     (q, kv), given = args, kwargs
     call = Call(q, kv, given["scale"], given["mask"], given["bias"], given["cap"], given["sinks"])
-    error = float("nan") if dropped else _error(attend, call, output)  # rows that dropout changed
-    mask = replace(call.mask, memo={})
+    checked = _is_plain(attend) and not dropped  # dropout changed the kernel's rows
+    error = _error(call, output) if checked else float("nan")
+    T, grows = q.shape[2], kv.new is not None
+    mask = _by_index(call.mask, T, kv.k.shape[2], grows)
     bias = None if call.bias is None else replace(call.bias, mask=mask)
     sinks = None if call.sinks is None else call.sinks.detach()
     q_and_k = (wanted.own(q), wanted.own(kv.fresh)) if wanted.keep == "qk" else (None, None)
     x_and_ctx = (None, None) if wanted.keep == "qk" else (wanted.own(entered[0]), entered[1])
-    T, grows = q.shape[2], kv.new is not None
-    v = wanted.own(kv.v[:, :, -T:] if grows else kv.v) if wanted.v else None
+    v = wanted.own(_new_values(kv, call.mask, T)) if wanted.v else None
     return Taken(*q_and_k, *x_and_ctx, T, grows, call.scale, mask, bias, call.cap, sinks, v, error)
+
+
+def _by_index(mask: Mask, T: int, S: int, grows: bool) -> Mask:
+    """The mask without a cache's slots, which would cost as much as the queries at every step;
+    as it is where rows have different lengths."""
+    start = torch.as_tensor(mask.start).reshape(-1)
+    if (start != start[0]).any():
+        return replace(mask, memo={})
+    return _in_order(mask, int(start[0]) + T if grows else S)
+
+
+def _new_values(kv: KV, mask: Mask, T: int) -> Tensor:
+    """The values that entered at this call, (B, G, T, Kv); all there are without a cache."""
+    if kv.new is None:
+        return kv.v
+    if mask.slots is None or mask.slots.ndim == 1:
+        return kv.v[:, :, -T:]
+    at = mask.queries(T, kv.v.device).expand(len(kv.v), T)  # a buffer: each row at its place
+    return kv.v.gather(2, at[:, None, :, None].expand(-1, kv.v.shape[1], -1, kv.v.shape[3]))
+
+
+def _error(call: Call, output: Tensor) -> float:
+    """weights . values of a few seeded rows, against the kernel's own output."""
+    T, (_, v) = call.q.shape[2], call.kv.dense()
+    chosen = torch.randperm(T, generator=torch.Generator().manual_seed(T))[:CHECKED_ROWS]
+    G, worst = v.shape[1], 0.0
+    for row in chosen.tolist():
+        made = weights(call, row, row + 1)  # (B, H, 1, S)
+        mine = made.unflatten(1, (G, -1)).squeeze(3) @ v.to(made.dtype)  # (B, G, H / G, Kv)
+        ran = output[:, :, row]
+        worst = max(worst, (mine.flatten(1, 2) - ran).abs().max().item())
+    return worst

@@ -6,7 +6,7 @@ Recording and intervening listen at the same boundaries, so both see every famil
 from __future__ import annotations
 
 from collections.abc import Iterator
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 
 import torch
 from torch import Tensor, nn
@@ -22,14 +22,14 @@ from mirada.core.mlp import MLP
 class Spot:
     """Where the running pass of one stack stands.
 
-    layer: place in the stack's order; start: tokens that its caches held before this pass;
-    real (B, T): True where the pass reads a token and no pad.
+    layer: place in the stack's order; start: tokens that its caches held before this pass; ids and
+    real (B, T): what the pass reads, and True where that is no pad.
     """
 
     name: str
     layer: int = -1
     start: int = 0
-    ctx: Ctx = field(default_factory=Ctx)
+    ids: Tensor | None = None
     real: Tensor | None = None
 
     @property
@@ -50,21 +50,21 @@ def follow(name: str, stack: Stack) -> tuple[Spot, list]:
     spot = Spot(name)
 
     def begin(module, args):
-        spot.layer = -1
+        spot.layer, spot.ids = -1, args[0].input_ids
+        cache = args[2] if len(args) > 2 else None
+        spot.start = _held(cache[0]) if cache else 0
 
     def step(module, args):
-        x, spot.ctx, cache = args
         spot.layer += 1
         if spot.layer == 0:
-            spot.start = _held(cache)
-            spot.real = _real(spot.ctx, x)
+            spot.real = _real(args[1], args[0])
 
     handles = [stack.register_forward_pre_hook(begin)]
     return spot, handles + [b.register_forward_pre_hook(step) for b in stack.blocks]
 
 
-def _held(cache) -> int:
-    lengths = [c.length for c in (cache or {}).values() if not isinstance(c, Fixed)]
+def _held(caches: dict) -> int:
+    lengths = [c.length for c in caches.values() if not isinstance(c, Fixed)]
     return int(lengths[0].max()) if lengths and lengths[0].numel() else 0
 
 

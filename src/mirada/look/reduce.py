@@ -1,0 +1,153 @@
+"""Figures of attention patterns that are never held whole: each is made row block by row block.
+
+Every function here reads `tape.blocks(...)`: some rows of weights (B, H, R, S) at a time.
+"""
+
+from __future__ import annotations
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from mirada.errors import MiradaError
+
+
+def entropy(weights: Tensor, r0: int) -> Tensor:
+    """(B, H, R) in nats: 0 where a query looks at one key, log n where at n alike."""
+    return torch.special.entr(weights).sum(-1)
+
+
+def distance(weights: Tensor, r0: int) -> Tensor:
+    """(B, H, R) in tokens: how far a query looks on average, 2010.11929's figure 7."""
+    return (weights * _steps(weights, r0).abs()).sum(-1)
+
+
+def first(weights: Tensor, r0: int) -> Tensor:
+    """(B, H, R): the weight of key 0, where heads rest that have nothing to say."""
+    return weights[..., 0]
+
+
+def itself(weights: Tensor, r0: int) -> Tensor:
+    """(B, H, R): the weight of the query's own place."""
+    return weights.masked_fill(_steps(weights, r0) != 0, 0).sum(-1)
+
+
+def strongest(weights: Tensor, r0: int) -> Tensor:
+    """(B, H, R): the largest weight (Voita et al., 1905.09418, call its mean confidence)."""
+    return weights.amax(-1)
+
+
+ROWWISE = {"entropy": entropy, "distance": distance, "first": first, "itself": itself,
+           "strongest": strongest}
+
+
+def rowwise(tape, layer: int, names=tuple(ROWWISE), heads=None, stack: str | None = None,
+            run: int = -1) -> dict[str, Tensor]:
+    """name -> (B, H, T): figures of each row, several at one walk through the pattern."""
+    unknown = [n for n in names if n not in ROWWISE]
+    if unknown:
+        raise MiradaError(f"no figure of a row is called {unknown[0]!r}; there are "
+                          f"{', '.join(ROWWISE)}")
+    found: dict[str, list[Tensor]] = {name: [] for name in names}
+    for r0, weights in tape.blocks(layer, heads, stack, run):
+        for name, parts in found.items():
+            parts.append(ROWWISE[name](weights, r0))
+    return {name: torch.cat(parts, 2) for name, parts in found.items()}
+
+
+def offsets(tape, layer: int, at: list[int], heads=None, stack: str | None = None,
+            run: int = -1) -> tuple[Tensor, Tensor]:
+    """How far heads look a fixed number of tokens away: (B, H, len(at)) the mean weight of key
+    i + k over the queries that have one, and the share of these whose strongest key it is.
+
+    at: offsets k, -1 the token before. Queries that stand on a pad do not count.
+    """
+    sums = hits = counts = 0
+    real = tape.real("encoder" if stack == "encoder" else stack, run)
+    for r0, weights in tape.blocks(layer, heads, stack, run):
+        steps, best = _steps(weights, r0), weights.argmax(-1)  # (R, S), (B, H, R)
+        rows = torch.arange(r0, r0 + weights.shape[2], device=weights.device)
+        there = real[:, r0 : r0 + len(rows)]  # (B, R)
+        each = []
+        for k in at:
+            looked = weights.masked_fill(steps != k, 0).sum(-1)  # (B, H, R)
+            valid = there & (rows + k >= 0) & (rows + k < weights.shape[3])
+            if k:
+                valid = valid & _standing(real, rows + k)
+            valid = valid[:, None]
+            each.append(torch.stack([(looked * valid).sum(-1),
+                                     ((best == rows + k) & valid).sum(-1).to(looked),
+                                     valid.sum(-1).expand_as(looked[..., 0]).to(looked)]))
+        made = torch.stack(each, -1)  # (3, B, H, len(at))
+        sums, hits, counts = sums + made[0], hits + made[1], counts + made[2]
+    return sums / counts.clamp(min=1), hits / counts.clamp(min=1)
+
+
+def _standing(real: Tensor, at: Tensor) -> Tensor:
+    """(B, R): True where the key at each place is no pad."""
+    return real[:, at.clamp(0, real.shape[1] - 1)]
+
+
+def received(tape, layer: int, heads=None, stack: str | None = None, run: int = -1) -> Tensor:
+    """(B, H, S): how much weight each key gets from all queries together."""
+    return sum(weights.sum(2) for _, weights in tape.blocks(layer, heads, stack, run))
+
+
+def largest(weights: Tensor, k: int) -> tuple[Tensor, Tensor, Tensor]:
+    """The k largest weights of each row and their keys, (B, H, R, k), and what the others share."""
+    values, keys = weights.topk(min(k, weights.shape[3]), -1)
+    return values, keys, (weights.sum(-1) - values.sum(-1)).clamp(min=0)
+
+
+def pooled(tape, layer: int, size: int, heads=None, stack: str | None = None,
+           run: int = -1) -> Tensor:
+    """(B, H, R, C), R and C at most `size`: the largest weight of each tile of the pattern."""
+    B, H, T, S = tape.shape(layer, stack, run)
+    R, C = min(size, T), min(size, S)
+    out = None
+    for r0, weights in tape.blocks(layer, heads, stack, run):
+        across = F.adaptive_max_pool2d(weights.flatten(0, 1), (weights.shape[2], C))
+        tile = torch.arange(r0, r0 + weights.shape[2], device=weights.device) * R // T
+        if out is None:
+            out = weights.new_zeros(*weights.shape[:2], R, C)
+        across = across.unflatten(0, weights.shape[:2])
+        out.scatter_reduce_(2, tile[:, None].expand_as(across), across, "amax")
+    return out
+
+
+def rollout(tape, target: int = -1, stack: str | None = None, run: int = -1) -> Tensor:
+    """(L + 1, B, T): what part of `target` after the last layer comes from each place before layer
+    n, the heads on average and half of each step the residual (Abnar & Zuidema, 2005.00928).
+
+    One vector goes down through the layers, so that no product of patterns is ever formed.
+    """
+    layers = tape.layers(stack)
+    B, _, T, S = tape.shape(layers[0], stack, run)
+    if T != S:
+        raise MiradaError(f"{stack or tape.stacks[0]} looks from {T} places at {S} others: a "
+                          "rollout goes through one stack's own places")
+    share = None
+    vectors = []
+    for layer in reversed(layers):
+        below = None
+        for r0, weights in tape.blocks(layer, None, stack, run):
+            if share is None:
+                share = weights.new_zeros(B, T)
+                share[:, target] = 1.0
+                vectors.append(share)
+            mean = weights.mean(1)  # (B, R, T)
+            own = share[:, r0 : r0 + mean.shape[1]]
+            whole = 1 + mean.sum(-1)  # less than 2 where a sink took part of the look
+            given = torch.einsum("br,brs->bs", own / whole, mean)
+            given[:, r0 : r0 + mean.shape[1]] += own / whole
+            below = given if below is None else below + given
+        share = below
+        vectors.append(share)
+    return torch.stack(vectors[::-1])
+
+
+def _steps(weights: Tensor, r0: int) -> Tensor:
+    """(R, S): key less query."""
+    R, S = weights.shape[2:]
+    places = torch.arange(S, device=weights.device)
+    return places - torch.arange(r0, r0 + R, device=weights.device)[:, None]

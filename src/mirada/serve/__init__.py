@@ -1,0 +1,1 @@
+"""Serving: the Explorer's page and its calls, on this machine only."""
