@@ -35,9 +35,25 @@ def test_python_runs(page, real, tmp_path):
         assert done.stdout.strip(), source
 
 
+NOTES = """The stock market fell sharply today.
+She plays the violin in an orchestra.
+A man is playing a guitar on the stage.
+Rain is expected over the weekend.
+"""
+PAIR = '{"source_sentence": "It rains.", "sentences": ["Rain is expected.", "I play."]}'
+
+
+def made(command: list[str], folder: Path) -> bool:
+    """Whether a command that says nothing on stdout wrote the file that it names last."""
+    files = [folder / word for word in command if word.endswith((".jsonl", ".gguf"))]
+    return bool(files) and files[-1].stat().st_size > 0
+
+
 @pytest.mark.parametrize("page", PAGES)
 def test_commands_run(page, real, tmp_path):
-    real("smollm2")
+    real("smollm2"), real("minilm")
+    (tmp_path / "notes.txt").write_text(NOTES)
+    (tmp_path / "pairs.jsonl").write_text(PAIR + "\n")
     ran = 0
     for command in commands(page):
         if command[0] == "make":
@@ -47,7 +63,7 @@ def test_commands_run(page, real, tmp_path):
         done = subprocess.run([sys.executable, "-m", "mirada.cli", *command[1:]], cwd=tmp_path,
                               capture_output=True, text=True, timeout=300)
         assert done.returncode == 0, (command, done.stderr)
-        assert done.stdout.strip(), command
+        assert done.stdout.strip() or made(command, tmp_path), command
         ran += 1
     assert ran >= 5
 

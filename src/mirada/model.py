@@ -349,6 +349,12 @@ class Model(nn.Module):
         from mirada.look.record import record
         return record(self, **options)
 
+    def intervene(self, *changes):
+        """A context manager in which this model runs with parts of it changed; see
+        mirada.look.intervene."""
+        from mirada.look.intervene import intervene
+        return intervene(self, *changes)
+
     def generate(self, input_ids: Tensor, attention_mask: Tensor | None = None,
                  **options) -> Tensor:
         """Token ids, the prompt's and the new ones; see mirada.generate.loop.generate."""

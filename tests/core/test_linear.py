@@ -47,6 +47,15 @@ def test_gradients_reach_x_and_bias(type):
     assert [n for n, _ in module.named_parameters()] == ["bias"]
 
 
+def test_a_large_weight_is_expanded_in_parts(monkeypatch):
+    module, x = quantized("Q8_0", out=50).double(), numbers(3, 256).double().requires_grad_()
+    whole = module(x)
+    (grad,) = torch.autograd.grad(whole.square().sum(), x)
+    monkeypatch.setattr(linear, "LARGEST", 256 * 7)
+    assert torch.allclose(module(x), whole, rtol=1e-12)
+    assert torch.allclose(torch.autograd.grad(module(x).square().sum(), x)[0], grad, rtol=1e-12)
+
+
 def test_nothing_but_blocks_is_kept_for_the_gradient():
     module, x = quantized("Q4_0", out=64, bias=False), numbers(1, 256).requires_grad_()
     kept_bytes = []

@@ -53,8 +53,8 @@ def test_names_are_llama_cpps(name, tmp_path):
     for tensor in reader.tensors:
         base = tensor.name.rpartition(".")[0].replace("blk.0.", "blk.{bid}.")
         assert base.replace("blk.1.", "blk.{bid}.") in known, tensor.name
-    keys = {v.replace("{arch}", name) for group in vars(gguf.Keys).values() if isinstance(group, type)
-            for v in vars(group).values() if isinstance(v, str)}
+    keys = {v.replace("{arch}", name) for group in vars(gguf.Keys).values()
+            if isinstance(group, type) for v in vars(group).values() if isinstance(v, str)}
     assert {k for k in reader.fields if not k.startswith("GGUF.")} <= keys
 
 

@@ -146,8 +146,9 @@ def test_three_file_forms_are_one_model(tmp_path):
     theirs.save_pretrained(tmp_path / "today")
     write(tmp_path / "first", original(theirs), PARAMS | {"norm_eps": 2.0**-10}, shards=2)
     tiny_gguf.write(tmp_path / "m.gguf", tiny_gguf.tensors(theirs, 8, 4), {
-        "vocab_size": 60, "feed_forward_length": 96, "attention.head_count": 8, "attention.head_count_kv": 4,
-        "rope.dimension_count": 4, "attention.layer_norm_rms_epsilon": 2.0**-10})
+        "vocab_size": 60, "feed_forward_length": 96, "attention.head_count": 8,
+        "attention.head_count_kv": 4, "rope.dimension_count": 4,
+        "attention.layer_norm_rms_epsilon": 2.0**-10})
     for name in ("today", "first", "m.gguf"):
         ours = mirada.load(tmp_path / name, dtype=torch.float64)
         assert worst(ours, theirs) < 1e-10, name

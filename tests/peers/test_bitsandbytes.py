@@ -1,4 +1,4 @@
-"""bitsandbytes' own numbers: what transformers writes with it we read to the bit, and it reads ours.
+"""bitsandbytes: what transformers writes with it we read to the bit, and it reads ours.
 
 It runs in a child process, from the folders in MIRADA_PEERS.
 """

@@ -1,5 +1,8 @@
 """A real chat model, SmolLM2-135M-Instruct in 4-bit GGUF, must answer."""
 
+import subprocess
+import sys
+
 import pytest
 import torch
 import torch.nn.functional as F
@@ -15,6 +18,12 @@ FOX = "The quick brown fox jumps over the lazy dog."
 
 @pytest.fixture(scope="module")
 def model(real):
+    return mirada.load(real("smollm2"), dtype=torch.float32)
+
+
+@pytest.fixture(scope="module")
+def small(real):
+    """In the file's own blocks."""
     return mirada.load(real("smollm2"))
 
 
@@ -47,6 +56,40 @@ def test_its_size_and_ties(model):
     assert sum(p.numel() for p in model.parameters()) == 134_515_008
     assert model.head.out.weight is model.body.embed.token.weight
     assert model.config.rope_base == 100_000 and model.context == 8192
+
+
+def test_in_its_blocks_it_is_the_same_model(model, small, real):
+    ids = torch.tensor([PROMPT])
+    with torch.inference_mode():
+        assert (small(ids).logits - model(ids).logits).abs().max() < 1e-4
+    assert small.head.out.blocks is small.body.embed.token.blocks and small.dtype == torch.float32
+    described = mirada.describe(small)
+    assert described.parameters == 134_515_008
+    file = real("smollm2").stat().st_size
+    assert 0.97 * file < sum(described.memory.values()) < file, "the rest is its vocabulary"
+
+
+PEAK = """
+import sys, torch, mirada
+from mirada import registry
+from mirada.models import llama
+def peak():
+    lines = open("/proc/self/status").readlines()
+    return int(next(x for x in lines if x.startswith("VmHWM")).split()[1]) << 10
+before = peak()
+model = registry.load(sys.argv[1])
+for tensor in model.state().values():
+    tensor.max()
+print(peak() - before)
+"""
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="/proc")
+def test_loading_it_takes_little_more_than_its_file(real):
+    """Peak memory of a load, and of reading every weight once."""
+    words = [sys.executable, "-c", PEAK, str(real("smollm2"))]
+    took = int(subprocess.run(words, capture_output=True, text=True, check=True).stdout)
+    assert 0.9 < took / real("smollm2").stat().st_size < 1.3
 
 
 @pytest.mark.slow

@@ -89,14 +89,26 @@ class _Product(torch.autograd.Function):
     def forward(ctx, x: Tensor, blocks: Tensor, type: str, bias: Tensor | None) -> Tensor:
         ctx.save_for_backward(blocks)
         ctx.type = type
-        return F.linear(x, expand(blocks, type, x.dtype), bias)
+        rows = _some(blocks, type)
+        biases = [None] * len(rows) if bias is None else bias.split(len(rows[0]))
+        return torch.cat([F.linear(x, expand(some, type, x.dtype), b)
+                          for some, b in zip(rows, biases, strict=True)], -1)
 
     @staticmethod
     def backward(ctx, grad: Tensor):
         (blocks,) = ctx.saved_tensors
-        x = grad @ expand(blocks, ctx.type, grad.dtype) if ctx.needs_input_grad[0] else None
+        rows = _some(blocks, ctx.type)
+        x = sum(g @ expand(some, ctx.type, g.dtype) for g, some in zip(
+            grad.split(len(rows[0]), -1), rows, strict=True)) if ctx.needs_input_grad[0] else None
         bias = grad.flatten(0, -2).sum(0) if ctx.needs_input_grad[3] else None
         return x, None, None, bias
+
+
+LARGEST = 1 << 23  # numbers expanded at once: a vocabulary's head is many times that
+
+
+def _some(blocks: Tensor, type: str) -> tuple[Tensor, ...]:
+    return blocks.split(max(LARGEST // row_elements(type, blocks.shape[1]), 1))
 
 
 OUTLIER = 6.0  # channels of x with a number beyond it are not rounded (LLM.int8, 2208.07339)

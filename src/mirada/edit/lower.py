@@ -375,6 +375,9 @@ class Lowering:
         if type(module) in (Quantized, QuantizedEmbedding):
             if module.type not in rt.KINDS:
                 raise self.fail(module, f"of type {module.type} has no native operator")
+            if module.type == "I8" and getattr(module, "in_features", 0) % 32:
+                raise self.fail(module, "with rows that are no multiple of 32 has no native "
+                                "operator")
             return module.blocks.contiguous(), rt.KINDS[module.type]
         if type(module) is not nn.Linear and not isinstance(module, nn.Embedding):
             raise self.fail(module)

@@ -63,7 +63,7 @@ enum { WIDE = 4 };
 #define AHEAD 8192 /* bytes: far enough for memory, near enough for the first cache */
 #endif
 enum { LANES = 16, GROUP = 32, PAGE = 32, SPAN = 256, BUFFERS = 16, THREADS = 256 };
-enum { F32, F16, BF16, Q8, Q8M, Q4, Q4M, Q4K, Q8KM, Q6K };          /* kinds of a packed matrix */
+enum { F32, F16, BF16, Q8, Q8M, Q4, Q4M, Q4K, Q8KM, Q6K, Q8R };         /* kinds of a packed matrix */
 enum { EMBED, NORM, LINEAR, TURN, ATTEND, GATHER, SCALE, CAP };    /* operators */
 enum { REUSE = 1, OPEN = 2, ADD = 4, INTERLEAVED = 8 };            /* flags of an operator */
 enum { NO_NORM, RMS, LAYER };
@@ -232,7 +232,8 @@ INLINE f32x16 activate(int act, f32x16 x) {
 /* ---- blocks of ggml -> codes; their types by ggml's numbers --------------------------------- */
 
 enum { T_F32 = 0, T_F16 = 1, T_Q4_0 = 2, T_Q4_1 = 3, T_Q5_0 = 6, T_Q5_1 = 7, T_Q8_0 = 8,
-       T_Q4_K = 12, T_Q5_K = 13, T_Q6_K = 14, T_BF16 = 30 };
+       T_Q4_K = 12, T_Q5_K = 13, T_Q6_K = 14, T_BF16 = 30,
+       T_I8 = 256 }; /* our own: a row's largest number, as float32, and 8-bit codes */
 
 typedef struct { uint8_t code[GROUP], scale[2], least; uint16_t d, m; } group;
 
@@ -250,6 +251,7 @@ static int kind_of(int type) {
         case T_Q4_K: return Q4K;
         case T_Q5_K: return Q8KM;
         case T_Q6_K: return Q6K;
+        case T_I8: return Q8R;
         default: return -1;
     }
 }
@@ -265,11 +267,18 @@ static int64_t row_bytes(int type, int cols) {
         case T_Q4_1: return cols / 32 * 20L;
         case T_Q4_K: return cols / 256 * 144L;
         case T_Q5_K: return cols / 256 * 176L;
+        case T_I8: return 4L + cols;
         default: return cols / 256 * 210L;
     }
 }
 
 static uint16_t two(const uint8_t *p) { return p[0] | p[1] << 8; }
+
+static float row_scale(const uint8_t *row) {
+    float most;
+    memcpy(&most, row, 4);
+    return most * (1.0f / 127);
+}
 
 static void nibbles(const uint8_t *p, uint8_t *code) {
     for (int i = 0; i < 16; i++) code[i] = p[i] & 15, code[16 + i] = p[i] >> 4;
@@ -295,6 +304,7 @@ static void decode(int type, const uint8_t *row, int g, group *o) {
             b += g * 34, o->d = two(b);
             for (int i = 0; i < GROUP; i++) o->code[i] = b[2 + i] ^ 128;
             return;
+        case T_I8: for (int i = 0; i < GROUP; i++) o->code[i] = b[4 + g * GROUP + i] ^ 128; return;
         case T_Q4_0: b += g * 18, o->d = two(b), nibbles(b + 2, o->code); return;
         case T_Q4_1: b += g * 20, o->d = two(b), o->m = two(b + 2), nibbles(b + 4, o->code); return;
         case T_Q5_0:
@@ -332,12 +342,14 @@ static void expand(int type, const uint8_t *row, int cols, float *out) {
             out[i] = x.f;
         }
     } else {
-        int kind = kind_of(type), zero = kind == Q4 ? 8 : kind == Q8 || kind == Q6K ? 128 : 0;
+        int kind = kind_of(type), symmetric = kind == Q8 || kind == Q6K || kind == Q8R;
+        int zero = kind == Q4 ? 8 : symmetric ? 128 : 0;
         for (int g = 0; g < cols / GROUP; g++) {
             decode(type, row, g, &o);
             float d = from_half(o.d), m = from_half(o.m);
             for (int i = 0; i < GROUP; i++) {
                 float scale = d, least = kind == Q8M || kind == Q4M ? m : 0;
+                if (kind == Q8R) scale = row_scale(row);
                 if (kind == Q6K) scale = d * (int8_t)o.scale[i / 16];
                 if (kind == Q4K || kind == Q8KM) scale = d * o.scale[0], least = -(m * o.least);
                 out[g * GROUP + i] = scale * (o.code[i] - zero) + least;
@@ -355,7 +367,7 @@ INLINE layout layout_of(int kind, int cols) {
     int64_t groups = cols / GROUP, supers = (groups + 7) / 8;
     int64_t codes = groups * (kind == Q4 || kind == Q4M || kind == Q4K ? 256 : 512);
     int super = kind == Q4K || kind == Q8KM || kind == Q6K;
-    int64_t scales = (super ? supers : groups) * 32;
+    int64_t scales = kind == Q8R ? 64 : (super ? supers : groups) * 32;
     int64_t leasts = kind == Q8M || kind == Q4M || kind == Q4K || kind == Q8KM ? scales : 0;
     layout l = {.scale = codes, .least = codes + scales, .scale8 = codes + scales + leasts};
     l.least8 = l.scale8 + (super ? groups * 16 * (kind == Q6K ? 2 : 1) : 0);
@@ -380,7 +392,7 @@ static void pack_group(int kind, const group *o, int g, int r, layout l, uint8_t
     else
         for (int j = 0; j < 8; j++) memcpy(tile + g * 512 + j * 64 + r * 4, o->code + 4 * j, 4);
     int super = kind == Q4K || kind == Q8KM || kind == Q6K, at = (super ? g / 8 : g) * 16 + r;
-    ((uint16_t *)(tile + l.scale))[at] = o->d;
+    if (kind != Q8R) ((uint16_t *)(tile + l.scale))[at] = o->d;
     if (l.scale8 > l.least) ((uint16_t *)(tile + l.least))[at] = o->m;
     if (kind == Q6K) tile[l.scale8 + g * 32 + r] = o->scale[0],
                      tile[l.scale8 + g * 32 + 16 + r] = o->scale[1];
@@ -405,6 +417,7 @@ static void pack_tile(int type, const uint8_t *rows, int count, int cols, uint8_
                 decode(type, row, g, &o);
                 pack_group(kind, &o, g, r, l, tile);
             }
+        if (kind == Q8R) ((float *)(tile + l.scale))[r] = row_scale(row);
     }
 }
 
@@ -648,7 +661,7 @@ INLINE i32x16 dots(const u8x64 *q, const int a, const int b, const int32_t *x, i
 INLINE void codes_tile(const int kind, const int W, const uint8_t *tile, int cols, const uint8_t *x,
                        f32x16 *y) {
     const int four = kind == Q4 || kind == Q4M || kind == Q4K, twice = kind == Q6K;
-    const int super = kind == Q4K || kind == Q8KM || kind == Q6K;
+    const int super = kind == Q4K || kind == Q8KM || kind == Q6K, whole = kind == Q8R;
     const int least = kind == Q4M || kind == Q8M || kind == Q4K || kind == Q8KM;
     const layout l = layout_of(kind, cols);
     const uint8_t *codes = tile;
@@ -663,7 +676,7 @@ INLINE void codes_tile(const int kind, const int W, const uint8_t *tile, int col
                 __builtin_prefetch(tile + AHEAD + 64 * (lines * g + i), 0, 3);
         const float *xs = (const float *)(x + CODE_BYTES * W), *xl = xs + 4 * W;
         const int32_t *xn = (const int32_t *)(xs + W), *xn2 = xn + W;
-        f32x16 s, s2 = d, low = d;
+        f32x16 s = splat(1), s2 = d, low = d;
         u8x64 q[8];
         if (four) {
             UNROLL for (int j = 0; j < 4; j++) {
@@ -685,7 +698,7 @@ INLINE void codes_tile(const int kind, const int W, const uint8_t *tile, int col
             } else s = d * __builtin_convertvector(*(const any_u8x16 *)eight, f32x16);
             const uint8_t *under = tile + l.least8 + g * 16;
             if (least) low = -dm * __builtin_convertvector(*(const any_u8x16 *)under, f32x16);
-        } else {
+        } else if (!whole) {
             s = load_half(scales + g * LANES);
             if (least) low = load_half(leasts + g * LANES);
         }
@@ -700,7 +713,8 @@ INLINE void codes_tile(const int kind, const int W, const uint8_t *tile, int col
             if (least) sum[m] += low * xl[m];
         }
     }
-    UNROLL for (int m = 0; m < W; m++) y[m] = sum[m];
+    f32x16 rows = whole ? load((const float *)(tile + l.scale)) : splat(1);
+    UNROLL for (int m = 0; m < W; m++) y[m] = whole ? sum[m] * rows : sum[m];
 }
 
 /* the same of float weights */
@@ -730,6 +744,7 @@ INLINE void float_tile(const int kind, const int W, const uint8_t *tile, int col
         case Q4M: codes_tile(Q4M, W, tile, a->cols, x, y); break; \
         case Q4K: codes_tile(Q4K, W, tile, a->cols, x, y); break; \
         case Q8KM: codes_tile(Q8KM, W, tile, a->cols, x, y); break; \
+        case Q8R: codes_tile(Q8R, W, tile, a->cols, x, y); break; \
         default: codes_tile(Q6K, W, tile, a->cols, x, y); \
     }
 

@@ -57,8 +57,9 @@ class Tape:
     """What was recorded. A site is (stack, layer); stacks are encoder, decoder and cross.
 
     runs: per site, one list of calls for each pass; the steps of a cached generation are one run.
-    kept: the same for tensors that were asked for besides, by (name, stack, layer): ids, real (where
-    no pad stands), resid, added.attn, added.cross, added.mlp, z, mlp. modules: each site's attention.
+    kept: the same for tensors that were asked for besides, by (name, stack, layer): ids, real
+    (where no pad stands), resid, added.attn, added.cross, added.mlp, z, mlp. modules: each site's
+    attention.
     """
 
     model: nn.Module | None = None
@@ -112,7 +113,7 @@ class Tape:
     def read(self, layer: int, heads=None, stack: str | None = None, run: int = -1) -> Reading:
         """A pattern made ready, to compute some rows of it after others."""
         site = self.site(layer, stack)
-        chosen = _listed(heads, self.modules[site].heads, "head")
+        chosen = listed(heads, self.modules[site].heads, "head")
         taken = self._run(*site, run)
         return Reading(taken, [self._reads(site, t) for t in taken], chosen,
                        self.modules[site].attend)
@@ -152,9 +153,9 @@ class Tape:
         """How the score of query i and key j comes about, in one head and row of the batch."""
         site = self.site(layer, stack)
         taken = self._run(*site, run)
-        (head,), B = _listed(head, self.modules[site].heads, "head"), self.shape(*reversed(site))[0]
-        (row,) = _listed(row, B, "row of the batch")
-        i, j = (_listed(n, count, what)[0] for n, count, what in zip(
+        (head,), B = listed(head, self.modules[site].heads, "head"), self.shape(*reversed(site))[0]
+        (row,) = listed(row, B, "row of the batch")
+        i, j = (listed(n, count, what)[0] for n, count, what in zip(
             (i, j), self.shape(layer, stack, run)[2:], ("query", "key"), strict=True))
         weight = self.row(layer, head, i, stack, run)[row, j].item()
         keys = torch.cat([self._reads(site, t)[1] for t in taken if t.grows or t is taken[0]], 2)
@@ -185,7 +186,7 @@ class Tape:
         """(B, H, R, S): the length of what each key really brings, weight * ||v W_o|| (Kobayashi et
         al., 2004.10102). A large weight on a short vector brings little. Recorded with v=True."""
         attention = self.modules[self.site(layer, stack)]
-        heads = _listed(heads, attention.heads, "head")
+        heads = listed(heads, attention.heads, "head")
         brought = value_lengths(attention, self.values(layer, stack, run), heads)  # (B, H, S)
         return self.pattern(layer, heads, rows, stack, run) * brought[:, :, None]
 
@@ -202,7 +203,8 @@ class Tape:
     def z(self, layer: int, stack: str | None = None, run: int = -1) -> Tensor:
         """(B, T, H, Kv): what each head brings, before W_o mixes them. Recorded with z=True."""
         key = self._key("z", layer, stack, "m.record(z=True)")
-        return _joined(_chosen(self.kept[key], run)).unflatten(-1, (self.modules[key[1:]].heads, -1))
+        heads = self.modules[key[1:]].heads
+        return _joined(_chosen(self.kept[key], run)).unflatten(-1, (heads, -1))
 
     def mlp(self, layer: int, stack: str | None = None, run: int = -1) -> Tensor:
         """(B, T, F): how far each neuron of an MLP fired, as enters its last projection. Recorded
@@ -408,11 +410,11 @@ class Reading:
     def rows(self, rows=None) -> Tensor:
         """(B, H, R, S) of some queries, all when None."""
         total, S = sum(t.length for t in self.taken), self.k.shape[2]
-        wanted = _listed(rows, total, "row")
+        wanted = listed(rows, total, "row")
         out = self.some_k.new_zeros(len(self.k), len(self.heads), len(wanted), S)
         for n, (t, at) in enumerate(_starts(self.taken)):
             here = [(n, r - at) for n, r in enumerate(wanted) if at <= r < at + t.length]
-            for place, r0, r1 in _stretches(here):
+            for place, r0, r1 in stretches(here):
                 made = self._made(n, r0, r1)
                 out[:, :, place : place + r1 - r0, : made.shape[3]] = made
         return out
@@ -420,7 +422,7 @@ class Reading:
     def _made(self, n: int, r0: int, r1: int) -> Tensor:
         """Rows r0..r1 of call n, against the keys up to the last that they see."""
         t = self.taken[n]
-        if not _is_plain(self.attend):
+        if not is_plain(self.attend):
             S = _first(t) + t.length if t.grows else self.k.shape[2]
             return implied(self.attend, self._call(t, self.q[n], self.k[:, :, :S]))[
                 :, self.heads, r0:r1]
@@ -474,7 +476,7 @@ def implied(attend: Attend, call: Call) -> Tensor:
     return torch.cat(columns, 3)
 
 
-def _is_plain(attend: Attend) -> bool:
+def is_plain(attend: Attend) -> bool:
     """True where softmax weights over the keys are all that an attention does."""
     return type(attend).forward is Attend.forward
 
@@ -513,7 +515,7 @@ def _first(t: Taken) -> int:
     return int(start[0])
 
 
-def _listed(chosen, count: int, what: str) -> list[int]:
+def listed(chosen, count: int, what: str) -> list[int]:
     if chosen is None:
         return list(range(count))
     if isinstance(chosen, slice):
@@ -525,7 +527,7 @@ def _listed(chosen, count: int, what: str) -> list[int]:
     return [n % count for n in listed]
 
 
-def _stretches(pairs: list[tuple[int, int]]) -> Iterator[tuple[int, int, int]]:
+def stretches(pairs: list[tuple[int, int]]) -> Iterator[tuple[int, int, int]]:
     """(place, row) pairs -> (place, first row, end row) of runs of consecutive rows."""
     begin = 0
     for n in range(1, len(pairs) + 1):
@@ -562,13 +564,13 @@ def record(model: nn.Module, layers: list[int] | None = None, *, keep: str | Non
            v=False, resid: bool | str = False, z=False, mlp=False, device=None):
     """Within this context every pass of `model` is recorded; yields the Tape.
 
-    layers: places in each stack's order, all when None. keep: "qk" (queries and keys, for patterns),
-    "resid" (in their place what each attention read, about half as much; they are projected again
-    when asked for, so the weights must still be those) or None. v: values; resid: True, the stream
-    before every layer and after the last, or "sublayers", also what each adds; z: what each head
-    brings; mlp: how far each neuron fires. device: where the tape lies, "cpu" to spare a GPU.
-    Memory: queries and keys of those layers, and what is asked for besides. Record greedy or sampled
-    generation, not beams: their rows change places between steps.
+    layers: places in each stack's order, all when None. keep: "qk" (queries and keys, for
+    patterns), "resid" (in their place what each attention read, about half as much; they are
+    projected again when asked for, so the weights must still be those) or None. v: values; resid:
+    True, the stream before every layer and after the last, or "sublayers", also what each adds; z:
+    what each head brings; mlp: how far each neuron fires. device: where the tape lies, "cpu" to
+    spare a GPU. Memory: queries and keys of those layers, and what is asked for besides. Record
+    greedy or sampled generation, not beams: their rows change places between steps.
     """
     if keep not in ("qk", "resid", None) or resid not in (True, False, "layers", "sublayers"):
         raise MiradaError(f"record(keep={keep!r}, resid={resid!r}): keep is 'qk', 'resid' or None; "
@@ -670,7 +672,7 @@ def _taken(attend: Attend, args, kwargs, output: Tensor, dropped: bool, entered:
     """What one call leaves on the tape; values forget the dense masks of their pass."""
     (q, kv), given = args, kwargs
     call = Call(q, kv, given["scale"], given["mask"], given["bias"], given["cap"], given["sinks"])
-    checked = _is_plain(attend) and not dropped  # dropout changed the kernel's rows
+    checked = is_plain(attend) and not dropped  # dropout changed the kernel's rows
     error = _error(call, output) if checked else float("nan")
     T, grows = q.shape[2], kv.new is not None
     mask = _by_index(call.mask, T, kv.k.shape[2], grows)

@@ -22,13 +22,14 @@ from mirada.core.mlp import MLP
 class Spot:
     """Where the running pass of one stack stands.
 
-    layer: place in the stack's order; start: tokens that its caches held before this pass; ids and
-    real (B, T): what the pass reads, and True where that is no pad.
+    layer: place in the stack's order; start: tokens that its caches, where there are any, held
+    before this pass; ids and real (B, T): what the pass reads, and True where that is no pad.
     """
 
     name: str
     layer: int = -1
     start: int = 0
+    cached: bool = False
     ids: Tensor | None = None
     real: Tensor | None = None
 
@@ -52,7 +53,7 @@ def follow(name: str, stack: Stack) -> tuple[Spot, list]:
     def begin(module, args):
         spot.layer, spot.ids = -1, args[0].input_ids
         cache = args[2] if len(args) > 2 else None
-        spot.start = _held(cache[0]) if cache else 0
+        spot.start, spot.cached = _held(cache[0]) if cache else 0, bool(cache)
 
     def step(module, args):
         spot.layer += 1

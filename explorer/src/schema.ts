@@ -1,0 +1,31 @@
+// Made by types.mjs from explorer-1.json: change that file, not this one.
+
+export type Schema = "explorer/1";
+export type Index = number;
+export type Fault = { type: "input" | "token" | "forbidden" | "missing" | "evicted" | "too_large" | "busy" | "unsupported" | "failed" | "method" | "conflict"; message: string; advice?: string; field?: string };
+export type Gone = { run: string; state: "deleted" };
+export type Token = { id: Index; s: string; b: null | [Index, Index]; w: number | null; seq: 0 | 1 | null; special: boolean };
+export type Choice = { id: Index; s: string; p?: number; logit?: number; value?: number };
+export type Stack = { id: "encoder" | "decoder" | "cross"; kind: "self" | "cross"; causal: boolean; queries: "encoder" | "decoder"; keys: "encoder" | "decoder"; layers: ({ attn: "full" | "window" | "none"; w?: number; heads: Index; kv_heads: Index })[] };
+export type Model = { id: string; name: string; family: string; architecture: string; kind: "encoder" | "decoder" | "encoder-decoder" | "vision"; layers: Index; heads: Index; kv_heads: Index; d: Index; vocab: Index; context: number | null; output: "next" | "mask" | "labels" | "none"; labels?: string[]; live: boolean; chat?: boolean; special: Record<string, Index>; stacks: Stack[] };
+export type Models = { schema: Schema; version: string; lang: "en" | "es" | null; limits: { answer_bytes: number; kept_bytes: number; tokens: number; body_bytes: number; maxflow_tokens: number }; models: Model[] };
+export type Card = { schema: Schema; model: Model; parameters: number; facts: Record<string, string>; parts: Record<string, number>; tree: string[]; notes: string[]; config: Record<string, unknown> };
+export type Vocab = { tokens: Record<string, string> };
+export type RunRequest = { model?: string; inputs: { text?: string; pair?: string; target?: string; chat?: boolean; ids?: Index[]; target_ids?: Index[] }; record?: { qk?: boolean } };
+export type Run = { schema: Schema; run: string; state: "kept" | "evicted"; made: string; inputs: Record<string, unknown>; model: Model; tokens: Record<string, Token[]>; caps: ("attn" | "qk" | "resid" | "lens" | "dla" | "mlp" | "causal" | "sweep" | "sample" | "mask" | "labels" | "flow" | "roles" | "redundancy")[]; numerics: { dtype: string; kernel: string; selfcheck: number | null; stored: "exact" | "f16" }; hidden: { truncated: boolean; layers: number; notes: string[] }; graph: Graph; bytes: number; snippet: string };
+export type Runs = { schema: Schema; kept_bytes: number; runs: ({ run: string; state: "kept" | "evicted"; made: string; text: string; tokens: number; bytes: number; model: string })[] };
+export type Graph = { nodes: ({ id: string; kind: "embed" | "norm" | "attn" | "cross" | "mlp" | "moe" | "add" | "gate" | "head" | "other"; module: string; path: string; stack: "encoder" | "decoder" | "head"; layer: number | null; shape: number[]; about: string })[]; edges: ([string, string])[] };
+export type Node = { id: string; module: string; path: string; shape: number[]; pos: number | null; values: number[]; length: number | null; weights: ({ name: string; shape: number[]; mean: number; std: number })[] };
+export type Dla = { pos: Index; token: Choice; logit: number; sum: number; note: string; snippet: string; terms: ({ name: string; kind: "embed" | "head" | "attn" | "cross" | "mlp" | "bias" | "other"; layer: number | null; head: number | null; value: number })[] };
+export type Mlp = { stack: string; layer: Index; pos: Index; width: number; snippet: string; neurons: ({ neuron: Index; value: number; writes: number; strip: number[]; promoted: Choice[]; suppressed: Choice[] })[] };
+export type Flow = { method: "maxflow" | "routes"; stack: string; from: Index; note: string; value: number[] | null; nodes: ({ layer: number; pos: Index })[]; edges: ({ layer: Index; query: Index; key: Index; head: number | null; kind: "attn" | "resid" | "mlp"; weight: number })[]; hidden: { edges: number; share: number } };
+export type Intervention = { site: "head_out" | "pattern" | "value" | "edge" | "mlp" | "neuron" | "resid"; stack?: "encoder" | "decoder" | "cross"; layer: Index; heads?: Index[]; neurons?: Index[]; pos?: "all" | Index[]; op: "zero" | "mean" | "resample" | "patch" | "scale" | "knockout" | "freeze"; query?: Index; key?: Index; factor?: number; source?: string };
+export type InterventionRequest = { interventions: Intervention[]; pos?: Index; token?: Index; other?: Index };
+export type Outcome = { top: Choice[]; logit_diff: number };
+export type Effect = { pos: Index; token: Choice; other: Choice; before: Outcome; after: Outcome; identical: boolean; reference: string | null; snippet: string; metrics: { logit_diff: number; kl: number; probability: number } };
+export type SweepRequest = { op?: "zero" | "mean"; stack?: "encoder" | "decoder" | "cross"; pos?: Index; token?: Index; other?: Index };
+export type Sweep = { stack: string; op: string; metric: string; before: number; pos: Index; token: Choice; other: Choice; reference: string | null; snippet: string; effects: ((number | null)[])[] };
+export type RolesRequest = { suite?: "default" | "quick"; lang?: "en" | "es" };
+export type Roles = { lang: "en" | "es"; data: string; csv: string; notes: string[]; heads: ({ stack: string; layer: Index; head: Index; role: string | null; verdict: Verdict })[]; cards: ({ stack: string; layer: Index; head: Index; role: string; score: number; baseline: number | null; threshold: number | null; n: number; verdict: Verdict; wording: string; effect: number | null; ci: null | [number, number]; percentile: number | null })[] };
+export type Verdict = "verified" | "pattern only" | "causal only" | "contradicted" | "none";
+export type Job = { job: string; kind: "roles" | "sweep"; state: "running" | "done" | "failed" | "cancelled"; done: number; total: number; events: string; words?: string; result?: Sweep | Roles; error?: Fault };
