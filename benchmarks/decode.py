@@ -3,8 +3,8 @@
 Run: python benchmarks/decode.py [--threads N] [--rounds N] [--codes 8|16] [--json FILE]
 A token of one row reads every weight and every key once, so its limit is memory: bytes / (GB/s).
 Rows and prompts are products of 8-bit codes: their figure is operations a second. Rounds of all
-works follow each other in turn with torch's path beside them, and medians are shown; `mirada bench`
-sets other engines beside it. Needs what real-packages.txt names, and a C compiler.
+works follow each other in turn with torch's path in float32 beside them, and medians are shown;
+`mirada bench` sets other engines beside it. Needs what real-packages.txt names, and a C compiler.
 """
 
 import argparse
@@ -64,11 +64,12 @@ def multiplied(program) -> int:
     return sum(sizes[:-1])
 
 
-def native_seconds(program, work: str) -> float:
+def native_seconds(program, spent: Spent, work: str) -> float:
     context, rows, new = WORKS[work]
     state, ids = Rows(program), list(range(1000, 1000 + max(context, new)))
     if context:
         state([ids[:context]] * rows)
+    spent.look()
     began = time.perf_counter()
     times = 1 if new > 1 else 24 // rows + 1
     for _ in range(times):
@@ -95,20 +96,19 @@ def main() -> None:
     parser.add_argument("--json", metavar="FILE")
     asked = parser.parse_args()
     torch.set_num_threads(asked.threads)
-    model = mirada.load("smollm2")
-    program = lower.lower(model, codes=asked.codes, flags=("-DPROFILE",))
+    wide = mirada.load("smollm2", dtype=torch.float32)
+    program = lower.lower(mirada.load("smollm2"), codes=asked.codes, flags=("-DPROFILE",))
     spent, seconds, shares = Spent(program), {w: [] for w in WORKS}, {w: Counter() for w in WORKS}
     plain: dict[str, list] = {w: [] for w in TORCH}
     for _ in range(asked.rounds):
         for work in WORKS:
-            spent.look()
-            seconds[work].append(native_seconds(program, work))
+            seconds[work].append(native_seconds(program, spent, work))
             shares[work] += spent.look()
             if work in TORCH:
-                plain[work].append(torch_seconds(model, work))
+                plain[work].append(torch_seconds(wide, work))
     most, out = limits(asked.threads), {}
-    print(f"{asked.threads} threads, {asked.codes}-bit activations; memory {most['read']:.1f} GB/s, "
-          f"products {most['float32']:.0f} GFLOP/s in float32, {most['bfloat16']:.0f} in bfloat16")
+    print(f"{asked.threads} threads, {asked.codes}-bit activations; memory {most['read']:.1f} GB/s,"
+          f" products {most['float32']:.0f} GFLOP/s in float32, {most['bfloat16']:.0f} in bfloat16")
     for work, (context, rows, new) in WORKS.items():
         took = statistics.median(seconds[work])
         line = {"tokens/s": rows * new / took, "GFLOP/s": 2e-9 * multiplied(program) * rows * new

@@ -55,7 +55,11 @@ def test_commands_run(page, real, tmp_path):
     (tmp_path / "notes.txt").write_text(NOTES)
     (tmp_path / "pairs.jsonl").write_text(PAIR + "\n")
     ran = 0
+    done_before = commands(PAGES[0]) if page != PAGES[0] else []
     for command in commands(page):
+        if command in done_before:  # the same words, shown in both languages: once is enough
+            ran += 1
+            continue
         if command[0] == "make":
             assert f"\n{command[1]}:" in (ROOT / "Makefile").read_text()
             continue

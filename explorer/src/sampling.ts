@@ -19,10 +19,10 @@ export function chances(logits: ArrayLike<number>, options: Choices, before: num
     }
   }
   if (options.temperature === 0) return greedy(scaled);
+  let ranked = options.penalty === 1 ? orderOf(logits, scaled) : sorted(scaled);
   for (let i = 0; i < n; i++) scaled[i] /= options.temperature;
 
   const k = options.topK > 0 ? Math.min(options.topK, n) : n;
-  let ranked = sorted(scaled);
   if (k < n) {
     const least = scaled[ranked[k - 1]];
     let end = k;
@@ -74,6 +74,15 @@ function greedy(scaled: Float64Array): Chances {
   const p = new Float32Array(scaled.length);
   p[best] = 1;
   return { scaled, p, kept: 1, entropy: 0, order: Uint32Array.of(best) };
+}
+
+const orders = new WeakMap<object, Uint32Array>();
+
+/** The order of logits, found once: no temperature changes it. */
+function orderOf(logits: ArrayLike<number>, scaled: Float64Array): Uint32Array {
+  let order = orders.get(logits);
+  if (!order) orders.set(logits, order = sorted(scaled));
+  return order;
 }
 
 /** Tokens by falling score. Scores are sorted as numbers: a comparison callback takes 10 times longer at 128k. */

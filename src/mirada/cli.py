@@ -14,9 +14,9 @@ import sys
 from mirada import __version__
 from mirada.errors import MiradaError
 
-NAMES = ("demo", "run", "chat", "next", "task", "search", "eval", "code", "look", "describe",
-         "diff", "trace", "neighbors", "senses", "permute", "gradients",
-         "verify", "models", "convert", "quantize", "bench", "tokenizer")
+NAMES = ("demo", "run", "chat", "next", "task", "search", "eval", "code", "look", "explore",
+         "describe", "diff", "trace", "neighbors", "senses", "permute", "gradients", "verify",
+         "models", "convert", "quantize", "bench", "tokenizer")
 
 
 def main(argv: list[str] | None = None) -> int:

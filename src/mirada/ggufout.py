@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from functools import partial
 from pathlib import Path
 
 import torch
@@ -88,12 +89,20 @@ def _made(step: Step, held: list, type: str | None):
         shape = tuple(meta.shape)
         wanted = _type(name, shape, type, _own(held[0]))
         if kept == wanted and step.op.rowwise:
-            yield Entry(name, wanted, shape, lambda n=n: step.op.save([h.blocks for h in held])[n])
+            yield Entry(name, wanted, shape, partial(_blocks, step, held, n))
             continue
         if kept not in (None, *WIDE) and wanted not in WIDE:
             raise MiradaError(f"{name} is in {kept} blocks, and rounding twice loses twice: give "
                               "the file no type, or load the model with dtype=torch.float32")
-        yield _entry(name, wanted, shape, lambda n=n: step.op.save([_numbers(h) for h in held])[n])
+        yield _entry(name, wanted, shape, partial(_numbers, step, held, n))
+
+
+def _blocks(step: Step, held: list, n: int) -> Tensor:
+    return step.op.save([h.blocks for h in held])[n]
+
+
+def _numbers(step: Step, held: list, n: int) -> Tensor:
+    return step.op.save([h.expand() if isinstance(h, KEPT) else h for h in held])[n]
 
 
 def _own(held) -> str:
@@ -101,10 +110,6 @@ def _own(held) -> str:
     if isinstance(held, KEPT):
         return held.type if held.type in GGML else "F16"
     return PLAIN[held.dtype] if held.dtype in PLAIN else "F32"
-
-
-def _numbers(held) -> Tensor:
-    return held.expand() if isinstance(held, KEPT) else held
 
 
 def _entry(name: str, type: str, shape: tuple[int, ...], numbers) -> Entry:

@@ -200,9 +200,9 @@ def _load_folder(path: Path, dtype, device, ignore, architecture) -> Model:
         raise UntrustedInputError(where, "architectures", f"{architecture!r} is not a head that "
                                   f"mirada has for {kind}: {', '.join(fam.HEADS)}; choose one with "
                                   "architecture=")
-    with tensorfile.open_folder(path) as checkpoint:
-        if raw.get("quantization_config") is not None:
-            checkpoint = packed.Packed(checkpoint, raw["quantization_config"], where)
+    with tensorfile.open_folder(path) as files:
+        method = raw.get("quantization_config")
+        checkpoint = files if method is None else packed.Packed(files, method, where)
         if hasattr(config, "settle"):  # what only the tensors tell
             config = config.settle(checkpoint.names())
         model = _shell(fam, config, architecture, checkpoint, where)
@@ -325,7 +325,8 @@ def _blocks(steps: list[Step], reader, paths: dict, places: dict) -> dict[str, t
             continue
         parts = step.op.load([reader.blocks(name) for name in step.files])
         kinds = kinds * (len(parts) // len(kinds))
-        stay.update({paths[o]: found for o, *found in zip(step.ours, parts, kinds, strict=True)})
+        stay.update({paths[ours]: (blocks, kind) for ours, blocks, kind
+                     in zip(step.ours, parts, kinds, strict=True)})
     return stay
 
 

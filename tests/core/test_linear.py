@@ -73,6 +73,7 @@ def test_a_table_expands_the_rows_it_is_asked_for():
     assert table.double()(ids).dtype == torch.float64
 
 
+@pytest.mark.scope("1.15.7")
 def test_products_in_eight_bits():
     module = quantized("I8", out=40)
     x = numbers(3, 7, 256, seed=4)

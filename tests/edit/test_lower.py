@@ -296,15 +296,14 @@ def _swap(model, what: str) -> None:
     elif what == "double":
         model.double()
     elif what == "blocks":
-        up = model.body.blocks[0].mlp.f.up
-        replaced(model, {up: kept(up, pack(up.weight.detach(), "NF4"), "NF4")})
+        in_blocks(model, "Q8_0").body.blocks[0].mlp.f.up.type = "Q3_K"
     elif what == "activation":
         model.body.blocks[1].mlp.f.act = nn.Hardswish()
 
 
 @pytest.mark.parametrize("what, says", [
     ("dynamic", "blocks.1.attn: Dynamic"), ("subclass", "blocks.1.attn: Clipped has no native"),
-    ("double", "float64"), ("blocks", "blocks.0.mlp: Quantized of type NF4"),
+    ("double", "float64"), ("blocks", "blocks.0.mlp: Quantized of type Q3_K"),
     ("activation", "blocks.1.mlp: Hardswish")])
 def test_what_has_no_operator_is_named(what, says):
     model = built("llama")

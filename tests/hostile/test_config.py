@@ -222,7 +222,7 @@ def test_what_would_run_code_is_passed_by_and_reported(good, tmp_path):
         "auto_map": {"AutoModel": "evil--modeling.Evil", "AutoConfig": "configuration.Evil"},
         "_attn_implementation_internal": "evil/kernel", "_attn_implementation": "evil/kernel:run",
         "custom_pipelines": {"text": {"impl": "evil.Pipeline"}}, "trust_remote_code": True,
-        "_name_or_path": "../../etc", "quantization_config": {"quant_method": "evil"},
+        "_name_or_path": "../../etc",
     }
     path = folder(good["gpt2"], tmp_path, wrong)
     trap = "raise SystemExit('the file was run')"
@@ -240,6 +240,14 @@ def test_what_would_run_code_is_passed_by_and_reported(good, tmp_path):
     assert torch.equal(model(ids).logits, plain(ids).logits)
     verified = mirada.verify(model)
     assert verified.ok and "evil" not in json.dumps(verified.data())
+
+
+def test_a_way_to_quantize_that_is_unknown_is_refused(good, tmp_path):
+    """Row 44: its numbers would be read as something else."""
+    path = folder(good["gpt2"], tmp_path, {"quantization_config": {"quant_method": "evil"}})
+    with heard() as ran:
+        refused(path, "the method 'evil' is not one that mirada reads")
+    assert not ran
 
 
 def test_the_ear_hears():

@@ -67,7 +67,7 @@ def test_a_product_is_its_twin(type, way):
     for count in (1, 2, 3, 7, 16, 21) if way is None else (1, 6):
         x = torch.randn(count, D)
         x[0, :32], x[-1, 40] = 0, 300.0
-        twin = x if type in ("F32", "F16", "BF16") else rounded(x, 127 if "-DDEEP=0" in flags
+        twin = x if type in native.FLOATS else rounded(x, 127 if "-DDEEP=0" in flags
                                                                 else 16256)
         expected = F.linear(twin.double(), module.expand(torch.float64), module.bias.double())
         found = through(module, x, flags=flags)

@@ -28,6 +28,7 @@ def numbers() -> torch.Tensor:
     return x
 
 
+@pytest.mark.scope("1.15.9")
 @pytest.mark.parametrize("type", ["F32", "F16", "BF16", "Q8_0", "Q4_0", "Q4_1", "Q5_0", "Q5_1"])
 def test_bits_of_the_gguf_package(type):
     x = numbers()
@@ -74,6 +75,7 @@ def test_k_types_search_well():
     assert error("Q6_K") < error("Q5_K") / 3
 
 
+@pytest.mark.scope("1.15.8")
 @pytest.mark.parametrize("type, book", [("NF4", NF4), ("FP4", FP4)])
 def test_books_round_to_the_nearest(type, book):
     x = torch.randn(3, 64, generator=torch.Generator().manual_seed(3))

@@ -24,6 +24,7 @@ def model(real):
     return made
 
 
+@pytest.mark.scope("1.15.7", "1.15.8")
 def test_figures_by_hand(model):
     other = mirada.edit.quantize(model, "int4")
     ids = model.tokenizer.encode(TEXT * 20, special=False).ids[:300]

@@ -32,6 +32,7 @@ def test_the_tables_agree():
         assert name in gguf.MODEL_ARCH_NAMES.values()
 
 
+@pytest.mark.scope("1.15.9")
 @pytest.mark.parametrize("name", DIALECTS)
 def test_to_gguf_and_back(name, tmp_path):
     model = build(name)

@@ -14,6 +14,7 @@ import torch
 
 import mirada
 from mirada.models import GGUF
+from peers.golden import ANSWERS, FILES, PROMPT, digest, greedy, write
 
 pytestmark = pytest.mark.peer
 
@@ -46,16 +47,6 @@ def llama_cpp(path, ids: list[int], text: str = "", most: int = 12):
     return json.loads(done.stdout)
 
 
-def greedy(model, ids: list[int], most: int = 12):
-    said, first = torch.tensor([ids]), None
-    with torch.inference_mode():
-        for _ in range(most):
-            last = model(said).logits[0, -1]
-            first = last if first is None else first
-            said = torch.cat([said, last.argmax()[None, None]], 1)
-    return said[0, len(ids):].tolist(), first
-
-
 @pytest.mark.parametrize("name", GGUF)
 def test_every_dialect_of_random_weights(name, tmp_path):
     """float32 files; llama.cpp's activations pass tables in float16, hence the bar."""
@@ -72,9 +63,6 @@ def test_every_dialect_of_random_weights(name, tmp_path):
     assert (torch.tensor(found) - logits).abs().max() < 3e-3 * logits.std()
 
 
-PROMPT = [1, 4093, 198, 1780, 314, 260, 3575, 282, 4649, 47, 2, 198, 1, 520, 9531, 198]
-
-
 @pytest.mark.parametrize("type", ["F16", "BF16", "Q8_0", "Q4_0", "Q4_1", "Q4_K", "Q5_K", "Q6_K"])
 def test_a_real_model_in_every_type(type, real, tmp_path):
     model = mirada.load(real("smollm2"), dtype=torch.float32)
@@ -84,3 +72,10 @@ def test_a_real_model_in_every_type(type, real, tmp_path):
     theirs, _, ids = llama_cpp(path, PROMPT, text, 6)
     assert theirs == ours and ids == model.tokenizer.encode(text, special=False).ids
     assert model.tokenizer.decode(ours).startswith("The capital of France is Paris")
+
+
+@pytest.mark.parametrize("name", FILES)
+def test_the_answers_that_were_written_down(name, real, tmp_path):
+    path = write(name, tmp_path, real)
+    tokens, _, _ = llama_cpp(path, FILES[name])
+    assert {"sha256": digest(path), "tokens": tokens} == ANSWERS[name]

@@ -8,6 +8,8 @@ import torch
 import torch.nn.functional as F
 
 import mirada
+from mirada.edit import lower
+from mirada.generate.rows import Rows
 from models import tiny_gguf
 
 TEXT = "<|im_start|>user\nWhat is the capital of France?<|im_end|>\n<|im_start|>assistant\n"
@@ -90,6 +92,21 @@ def test_loading_it_takes_little_more_than_its_file(real):
     words = [sys.executable, "-c", PEAK, str(real("smollm2"))]
     took = int(subprocess.run(words, capture_output=True, text=True, check=True).stdout)
     assert 0.9 < took / real("smollm2").stat().st_size < 1.3
+
+
+def test_the_native_runtime_says_the_same(small):
+    """Its 15-bit activations and half-precision keys: logits within three parts in a thousand."""
+    ids = small.tokenizer.encode(f"{FOX} Paris is the capital of France, and Madrid is").ids
+    rows = Rows(lower.lower(small))
+    with torch.inference_mode():
+        exact = small(torch.tensor([ids])).logits
+    found = rows([ids], len(ids))
+    assert (found - exact).abs().max() < 3e-3 * exact.abs().max()
+    assert torch.equal(found.argmax(-1), exact.argmax(-1))
+    written = small.generate(torch.tensor([PROMPT]), max_new_tokens=20, eos_token_id=END)
+    assert small.tokenizer.decode(written[0, len(PROMPT):].tolist()) == (
+        "The capital of France is Paris.")
+    assert small.path().startswith("native runtime")
 
 
 @pytest.mark.slow

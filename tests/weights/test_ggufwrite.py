@@ -29,6 +29,7 @@ def entries() -> list[Entry]:
             Entry("cube", "Q8_0", (2, 3, 64), lambda: pack(cube, "Q8_0"))]
 
 
+@pytest.mark.scope("1.15.9")
 def test_both_readers_find_what_was_written(tmp_path):
     wanted = entries()
     path = write(tmp_path / "m.gguf", KEYS, wanted)

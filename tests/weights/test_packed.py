@@ -120,6 +120,7 @@ def publish(plain, folder, method, make) -> dict[str, torch.Tensor]:
     return weights
 
 
+@pytest.mark.scope("1.15.8")
 @pytest.mark.parametrize("case", CASES)
 def test_each_weight_is_the_number_that_its_format_defines(case, plain, tmp_path):
     method, make, type = CASES[case]

@@ -359,7 +359,7 @@ class Lowering:
             before = wide
 
     def matrix(self, op: Operator, place: str, module: nn.Module) -> bool:
-        """Note a matrix to be packed; True where its weights are floats."""
+        """Note a matrix to be packed; True where it meets floats."""
         rows, kind = self.rows(module)
         bias = module.bias
         if bias is not None:
@@ -368,7 +368,7 @@ class Lowering:
         where.kind, where.rows, where.cols = kind, module.out_features, module.in_features
         where.bias = bias
         self.packs.append((op, place, rows))
-        return kind in (rt.KINDS["F32"], rt.KINDS["F16"], rt.KINDS["BF16"])
+        return kind in [rt.KINDS[name] for name in rt.FLOATS]
 
     def rows(self, module: nn.Module) -> tuple[Tensor, int]:
         """A weight's rows as they lie, and their kind."""

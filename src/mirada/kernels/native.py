@@ -29,7 +29,9 @@ REUSE, OPEN, ADD, INTERLEAVED = 1, 2, 4, 8  # flags of an operator
 RMS, LAYER = 1, 2
 OPERATORS = ("embed", "norm", "linear", "turn", "attend", "gather", "scale", "cap")
 KINDS = {"F32": 0, "F16": 1, "BF16": 30, "Q4_0": 2, "Q4_1": 3, "Q5_0": 6, "Q5_1": 7, "Q8_0": 8,
-         "Q4_K": 12, "Q5_K": 13, "Q6_K": 14, "I8": 256}  # what a weight may be, by ggml's numbers
+         "Q4_K": 12, "Q5_K": 13, "Q6_K": 14, "I8": 256, "NF4": 257,
+         "FP4": 258}  # what a weight may be, by ggml's numbers and, from 256 on, the runtime's own
+FLOATS = ("F32", "F16", "BF16", "NF4", "FP4")  # those that meet activations as they are
 REFUSALS = {1: "a token id is not of the vocabulary", 2: "a token's row has no table",
             3: "a position lies beyond its row's table or the model's positions",
             4: "a table names a page that the pool lacks",

@@ -63,7 +63,7 @@ enum { WIDE = 4 };
 #define AHEAD 8192 /* bytes: far enough for memory, near enough for the first cache */
 #endif
 enum { LANES = 16, GROUP = 32, PAGE = 32, SPAN = 256, BUFFERS = 16, THREADS = 256 };
-enum { F32, F16, BF16, Q8, Q8M, Q4, Q4M, Q4K, Q8KM, Q6K, Q8R };         /* kinds of a packed matrix */
+enum { F32, F16, BF16, NF4, FP4, Q8, Q8M, Q4, Q4M, Q4K, Q8KM, Q6K, Q8R }; /* a packed matrix */
 enum { EMBED, NORM, LINEAR, TURN, ATTEND, GATHER, SCALE, CAP };    /* operators */
 enum { REUSE = 1, OPEN = 2, ADD = 4, INTERLEAVED = 8 };            /* flags of an operator */
 enum { NO_NORM, RMS, LAYER };
@@ -233,6 +233,7 @@ INLINE f32x16 activate(int act, f32x16 x) {
 
 enum { T_F32 = 0, T_F16 = 1, T_Q4_0 = 2, T_Q4_1 = 3, T_Q5_0 = 6, T_Q5_1 = 7, T_Q8_0 = 8,
        T_Q4_K = 12, T_Q5_K = 13, T_Q6_K = 14, T_BF16 = 30,
+       T_NF4 = 257, T_FP4 = 258, /* our own: float32 and 64 codes into a book */
        T_I8 = 256 }; /* our own: a row's largest number, as float32, and 8-bit codes */
 
 typedef struct { uint8_t code[GROUP], scale[2], least; uint16_t d, m; } group;
@@ -252,6 +253,8 @@ static int kind_of(int type) {
         case T_Q5_K: return Q8KM;
         case T_Q6_K: return Q6K;
         case T_I8: return Q8R;
+        case T_NF4: return NF4;
+        case T_FP4: return FP4;
         default: return -1;
     }
 }
@@ -268,11 +271,31 @@ static int64_t row_bytes(int type, int cols) {
         case T_Q4_K: return cols / 256 * 144L;
         case T_Q5_K: return cols / 256 * 176L;
         case T_I8: return 4L + cols;
+        case T_NF4: case T_FP4: return cols / 64 * 36L;
         default: return cols / 256 * 210L;
     }
 }
 
 static uint16_t two(const uint8_t *p) { return p[0] | p[1] << 8; }
+
+/* quantiles of N(0, 1), and the twelfths of FP4 (2305.14314), as kernels.blocks has them */
+static const float BOOKS[2][16] = {
+    {-1.0f, -0.6961928009986877f, -0.5250730514526367f, -0.39491748809814453f,
+     -0.28444138169288635f, -0.18477343022823334f, -0.09105003625154495f, 0.0f,
+     0.07958029955625534f, 0.16093020141124725f, 0.24611230194568634f, 0.33791524171829224f,
+     0.44070982933044434f, 0.5626170039176941f, 0.7229568362236023f, 1.0f},
+    {0.0f, 0.0625f / 12, 8.0f / 12, 12.0f / 12, 4.0f / 12, 6.0f / 12, 2.0f / 12, 3.0f / 12, -0.0f,
+     -0.0625f / 12, -8.0f / 12, -12.0f / 12, -4.0f / 12, -6.0f / 12, -2.0f / 12, -3.0f / 12}};
+
+static int book_code(const uint8_t *row, int i) { /* the first of a pair is in the high half */
+    return row[i / 64 * 36 + 4 + i % 64 / 2] >> (i & 1 ? 0 : 4) & 15;
+}
+
+static float book_scale(const uint8_t *row, int i) {
+    float most;
+    memcpy(&most, row + i / 64 * 36, 4);
+    return most;
+}
 
 static float row_scale(const uint8_t *row) {
     float most;
@@ -335,6 +358,9 @@ static void decode(int type, const uint8_t *row, int g, group *o) {
 static void expand(int type, const uint8_t *row, int cols, float *out) {
     group o;
     if (type == T_F32) memcpy(out, row, 4L * cols);
+    else if (type == T_NF4 || type == T_FP4)
+        for (int i = 0; i < cols; i++)
+            out[i] = BOOKS[type == T_FP4][book_code(row, i)] * book_scale(row, i);
     else if (type == T_F16) for (int i = 0; i < cols; i++) out[i] = from_half(two(row + 2 * i));
     else if (type == T_BF16) {
         for (int i = 0; i < cols; i++) {
@@ -374,6 +400,7 @@ INLINE layout layout_of(int kind, int cols) {
     l.size = l.least8 + (super && leasts ? groups * 16 : 0);
     if (kind == F32) l.size = 64L * cols;
     if (kind == F16 || kind == BF16) l.size = 32L * cols;
+    if (kind == NF4 || kind == FP4) l.scale = 8L * cols, l.size = 9L * cols;
     l.size = (l.size + 63) / 64 * 64;
     return l;
 }
@@ -409,6 +436,13 @@ static void pack_tile(int type, const uint8_t *rows, int count, int cols, uint8_
         const uint8_t *row = rows + r * stride;
         group o = {0};
         int size = kind == F32 ? 4 : 2;
+        if (kind == NF4 || kind == FP4) {
+            for (int64_t i = 0; i < cols; i++) {
+                tile[i / 2 * LANES + r] |= book_code(row, i) << (i & 1 ? 4 : 0);
+                ((float *)(tile + l.scale))[i / 64 * LANES + r] = book_scale(row, i);
+            }
+            continue;
+        }
         if (is_wide(type))
             for (int64_t i = 0; i < cols; i++)
                 memcpy(tile + (LANES * i + r) * size, row + i * size, size);
@@ -733,11 +767,43 @@ INLINE void float_tile(const int kind, const int W, const uint8_t *tile, int col
     UNROLL for (int m = 0; m < W; m++) y[m] = sum[m];
 }
 
+INLINE f32x16 look_up(f32x16 book, i32x16 codes) {
+#if defined(__AVX512F__)
+    return (f32x16)_mm512_permutexvar_ps((__m512i)codes, (__m512)book);
+#else
+    f32x16 x;
+    for (int i = 0; i < LANES; i++) x[i] = book[codes[i]];
+    return x;
+#endif
+}
+
+/* the same of codes into a book of 16 numbers, two to a byte */
+INLINE void book_tile(const int kind, const int W, const uint8_t *tile, int cols, const float *x,
+                      f32x16 *y) {
+    const f32x16 book = load(BOOKS[kind == FP4]);
+    const float *scales = (const float *)(tile + layout_of(kind, cols).scale);
+    f32x16 sum[W];
+    UNROLL for (int m = 0; m < W; m++) sum[m] = splat(0);
+    for (int64_t i = 0; i < cols / 2; i++, tile += LANES) {
+        i32x16 both = __builtin_convertvector(*(const any_u8x16 *)tile, i32x16);
+        f32x16 scale = load(scales + i / 32 * LANES);
+        f32x16 even = look_up(book, both & 15) * scale, odd = look_up(book, both >> 4) * scale;
+        if (W <= 8 && i % 4 == 0) __builtin_prefetch(tile + AHEAD, 0, 3);
+        UNROLL for (int m = 0; m < W; m++) {
+            sum[m] += even * x[2 * i * W + m];
+            sum[m] += odd * x[(2 * i + 1) * W + m];
+        }
+    }
+    UNROLL for (int m = 0; m < W; m++) y[m] = sum[m];
+}
+
 #define EACH_KIND(W) \
     switch (a->kind) { \
         case F32: float_tile(F32, W, tile, a->cols, (const float *)x, y); break; \
         case F16: float_tile(F16, W, tile, a->cols, (const float *)x, y); break; \
         case BF16: float_tile(BF16, W, tile, a->cols, (const float *)x, y); break; \
+        case NF4: book_tile(NF4, W, tile, a->cols, (const float *)x, y); break; \
+        case FP4: book_tile(FP4, W, tile, a->cols, (const float *)x, y); break; \
         case Q8: codes_tile(Q8, W, tile, a->cols, x, y); break; \
         case Q8M: codes_tile(Q8M, W, tile, a->cols, x, y); break; \
         case Q4: codes_tile(Q4, W, tile, a->cols, x, y); break; \

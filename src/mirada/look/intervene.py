@@ -45,8 +45,8 @@ class Change:
     pattern, the queries), "all" or a list, negative from the end. keys: an edge's other end, a
     value's place. rows: of the batch, all when None. factor: of scale. source: for mean, resample,
     patch and freeze, a Tape that recorded the site, or for the first three a tensor; run: which
-    pass of it. source_pos: where in the source, when not at `pos`. seed: which other row a resample
-    takes.
+    pass of it; source_layer, source_pos: where in it, when not in `layer` and at `pos`. seed: which
+    other row a resample takes.
     """
 
     site: str
@@ -61,8 +61,14 @@ class Change:
     factor: float = 1.0
     source: Any = None
     run: int = -1
+    source_layer: int | None = None
     source_pos: tuple[int, ...] | None = None
     seed: int = 0
+
+    @property
+    def from_layer(self) -> int:
+        """The layer of the source."""
+        return self.layer if self.source_layer is None else self.source_layer
 
     @property
     def words(self) -> str:
@@ -93,7 +99,7 @@ def intervene(model: nn.Module, *changes: dict | Change | list) -> Iterator[list
     handles = []
     try:
         for name, stack in sites.stacks(model).items():
-            here = [c for c in checked if _home(model, c.stack) == name]
+            here = [c for c in checked if home_of(model, c.stack) == name]
             if here:
                 spot, follows = sites.follow(name, stack)
                 handles += follows
@@ -147,7 +153,7 @@ def check(model: nn.Module, given: dict | Change) -> Change:
 
 def _within(model: nn.Module, change: Change) -> Change:
     """The change with layer, heads and neurons counted from the front, all of which exist."""
-    built = sites.stacks(model)[_home(model, change.stack)]
+    built = sites.stacks(model)[home_of(model, change.stack)]
     L = len(built.order) + (change.site == "resid")
     if not -L <= change.layer < L:
         raise MiradaError(f"layer {change.layer} does not exist: {change.stack} has "
@@ -155,7 +161,7 @@ def _within(model: nn.Module, change: Change) -> Change:
     change = replace(change, layer=change.layer % L)
     counts = {}
     if change.site in ("head_out", "value", "edge", "pattern"):
-        counts["heads"] = _attention(model, change).heads
+        counts["heads"] = attention_of(model, change).heads
     elif change.site == "neuron":
         counts["neurons"] = _network(model, change).up.out_features
     for name in ("heads", "neurons"):
@@ -171,19 +177,19 @@ def _within(model: nn.Module, change: Change) -> Change:
     return change
 
 
-def _home(model: nn.Module, stack: str) -> str:
+def home_of(model: nn.Module, stack: str) -> str:
     """The stack of blocks in which a pattern's stack lies: cross-attention is the decoder's."""
     names = list(sites.stacks(model))
     return stack if stack in names else names[-1]
 
 
 def _block(model: nn.Module, change: Change) -> nn.Module:
-    built = sites.stacks(model)[_home(model, change.stack)]
+    built = sites.stacks(model)[home_of(model, change.stack)]
     return built.blocks[built.order[change.layer]]
 
 
-def _attention(model: nn.Module, change: Change) -> Attention:
-    home = _home(model, change.stack)
+def attention_of(model: nn.Module, change: Change) -> Attention:
+    home = home_of(model, change.stack)
     for site, attention in sites.attentions(home, _block(model, change)):
         if site == change.stack:
             return attention
@@ -228,15 +234,16 @@ def _install(model: nn.Module, stack: nn.Module, spot: Spot, change: Change):
         return _network(model, change).down.register_forward_pre_hook(before)
     if change.site in ("attn", "cross", "mlp"):
         return sites.adder(_part(model, change)).register_forward_hook(behind)
-    attention = _attention(model, change)
+    attention = attention_of(model, change)
     if change.site == "head_out":
         return attention.gate.register_forward_hook(
             lambda module, args, output: changed(output, attention.heads)
             if spot.layer == change.layer else None)
     if change.site == "value":
-        return attention.attend.register_forward_pre_hook(
-            lambda module, args, kwargs: ((args[0], _values(_call(args, kwargs), change, spot)), kwargs)
-            if spot.layer == change.layer else None, with_kwargs=True)
+        def hand(module, args, kwargs):
+            if spot.layer == change.layer:
+                return (args[0], _values(_call(args, kwargs), change, spot)), kwargs
+        return attention.attend.register_forward_pre_hook(hand, with_kwargs=True)
     if not record.is_plain(attention.attend):
         raise MiradaError(f"{change.words}: this attention is more than weights over its keys, so "
                           "no look of it can be changed alone")
@@ -301,15 +308,15 @@ def _source(change: Change, whole: Tensor) -> Tensor | None:
     """What was recorded at this site, (B, T, ...), or the tensor that was given."""
     if change.source is None or isinstance(change.source, Tensor):
         return change.source
-    tape, where = change.source, (change.layer, change.stack, change.run)
+    tape, where = change.source, (change.from_layer, change.stack, change.run)
     if change.site == "head_out":
         return tape.z(*where)
     if change.site == "neuron":
         return tape.mlp(*where)
     home = "decoder" if change.stack == "cross" else change.stack
     if change.site == "resid":
-        return tape.resid(change.layer, home, change.run)
-    return tape.added(change.layer, change.site, home, change.run)
+        return tape.resid(change.from_layer, home, change.run)
+    return tape.added(change.from_layer, change.site, home, change.run)
 
 
 def _mean(source: Tensor | None, whole: Tensor, rows: list[int], at, change: Change,
@@ -436,7 +443,7 @@ def _keys(call: Call, chosen, spot: Spot) -> Tensor:
 
 def _frozen(change: Change, rows: range, S: int, spot: Spot, H: int) -> Tensor:
     """(B, H, R, S): the source's weights of some queries."""
-    made = change.source.pattern(change.layer, None, rows, change.stack, change.run)
+    made = change.source.pattern(change.from_layer, None, rows, change.stack, change.run)
     if made.shape[1] != H or made.shape[3] < S or (made.shape[3] > S and not spot.start):
         raise MiradaError(f"{change.words}: the source looks at {made.shape[3]} keys and this pass "
                           f"at {S}")

@@ -5,6 +5,8 @@ Every function here reads `tape.blocks(...)`: some rows of weights (B, H, R, S) 
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+
 import torch
 import torch.nn.functional as F
 from torch import Tensor
@@ -121,29 +123,37 @@ def rollout(tape, target: int = -1, stack: str | None = None, run: int = -1) -> 
 
     One vector goes down through the layers, so that no product of patterns is ever formed.
     """
-    layers = tape.layers(stack)
+    return torch.stack([share[:, 0] for share in shares(tape, [target], None, stack, run)][::-1])
+
+
+def shares(tape, targets: list[int] | None = None, upto: int | None = None,
+           stack: str | None = None, run: int = -1) -> Iterator[Tensor]:
+    """(B, R, T) of the targets' rollouts (every place's when None), from after layer `upto` (the
+    last when None) down to the embedding: one for each depth."""
+    layers = [n for n in tape.layers(stack) if upto is None or n <= tape.site(upto, stack)[1]]
     B, _, T, S = tape.shape(layers[0], stack, run)
     if T != S:
         raise MiradaError(f"{stack or tape.stacks[0]} looks from {T} places at {S} others: a "
                           "rollout goes through one stack's own places")
+    targets = list(range(T)) if targets is None else targets
+    for target in targets:
+        if not -T <= target < T:
+            raise MiradaError(f"token {target} does not exist: there are {T}")
     share = None
-    vectors = []
     for layer in reversed(layers):
         below = None
         for r0, weights in tape.blocks(layer, None, stack, run):
             if share is None:
-                share = weights.new_zeros(B, T)
-                share[:, target] = 1.0
-                vectors.append(share)
-            mean = weights.mean(1)  # (B, R, T)
-            own = share[:, r0 : r0 + mean.shape[1]]
+                share = torch.eye(T).to(weights)[targets].expand(B, -1, -1)  # (B, R, T)
+                yield share
+            mean = weights.mean(1)  # (B, r, T)
             whole = 1 + mean.sum(-1)  # less than 2 where a sink took part of the look
-            given = torch.einsum("br,brs->bs", own / whole, mean)
-            given[:, r0 : r0 + mean.shape[1]] += own / whole
+            own = share[:, :, r0 : r0 + mean.shape[1]] / whole[:, None]
+            given = own @ mean  # (B, R, T)
+            given[:, :, r0 : r0 + mean.shape[1]] += own
             below = given if below is None else below + given
         share = below
-        vectors.append(share)
-    return torch.stack(vectors[::-1])
+        yield share
 
 
 def _steps(weights: Tensor, r0: int) -> Tensor:

@@ -103,6 +103,7 @@ def row(run: Run, query: Query, stack: str, layer: int, head: int, i: int) -> by
 
 def qk(run: Run, query: Query, stack: str, layer: int, head: int) -> bytes:
     """How one query meets the keys in one head: what is multiplied, added and hidden."""
+    live(run)
     tape = _tape(run, stack)
     _layer(tape, stack, layer)
     _, H, T, S = tape.shape(layer, stack)
@@ -112,7 +113,7 @@ def qk(run: Run, query: Query, stack: str, layer: int, head: int) -> bytes:
     q, k, dot, score, scale, cap = _scored(tape, stack, layer, [head], range(i, i + 1))
     seen = torch.isfinite(score[0, 0])
     added = torch.where(seen, score[0, 0] - dot[0, 0], 0.0)
-    weight = tape.row(layer, head, i, stack)[0]
+    weight = tape.pattern(layer, [head], range(i, i + 1), stack)[0, 0, 0]
     tensors = {"dot": dot[0, 0], "bias": added, "score": score[0, 0], "weight": weight}
     found = {name: encode(x[one.start : one.stop], "f32")[0] for name, x in tensors.items()}
     found |= {"q": encode(q[0, 0], "f32")[0], "k": encode(k[0, one.start : one.stop], "f32")[0]}
@@ -125,21 +126,15 @@ def qk(run: Run, query: Query, stack: str, layer: int, head: int) -> bytes:
 
 def resid(run: Run, query: Query) -> bytes:
     """Lengths of the stream at each token, and of what each sublayer adds."""
-    run.kept()
     stack = query.choice("stack", run.main, tuple(run.tokens))
-    of = {(part, n): x for (name, part, n), x in run.passed.lengths.items() if name == stack}
-    L, T = 1 + max(n for _, n in of), len(run.tokens[stack])
-    none = torch.full((T,), float("nan"))
-    found = {"x": torch.stack([of[("x", n)] for n in range(-1, L)])}
-    for part in dict.fromkeys(part for part, _ in of if part != "x"):
-        found[part] = torch.stack([of.get((part, n), none) for n in range(L)])
+    found = run.lengths()[stack]
     return packed({name: x.numpy() for name, x in found.items()}, enc="f32", layout="full",
                   stack=stack)
 
 
 def node(run: Run, query: Query, name: str) -> dict:
     """One box of the pass: its weights, and its output at a token."""
-    run.kept()
+    live(run)
     if name not in run.passed.boxes:
         raise missing("this pass has no such box")
     box = run.passed.boxes[name]
@@ -151,6 +146,7 @@ def node(run: Run, query: Query, name: str) -> dict:
 
 def logits(run: Run, query: Query, pos: int) -> bytes:
     """The scores of the whole vocabulary at one token."""
+    live(run)
     enc = query.choice("enc", "f32", ("f16", "f32"))
     _inside("pos", pos, len(run.tokens[run.main]))
     return packed({"logits": encode(run.logits(pos), enc)[0]}, enc=enc, layout="full", rows=pos,
@@ -175,6 +171,14 @@ def _tape(run: Run, stack: str) -> Tape:
     return tape
 
 
+def live(run: Run) -> None:
+    """Refuses what only a model can answer, of a run that came from a file."""
+    if run.served is None:
+        raise Refused(409, "conflict", "this run came from a file, which holds its attention only; "
+                      "load its model for the rest")
+    run.kept()
+
+
 def _layer(tape: Tape, stack: str, layer: int) -> None:
     if layer not in tape.layers(stack):
         raise missing(f"layer {layer} of {stack} has no attention; there are "
@@ -190,10 +194,10 @@ def _values(run: Run, tape: Tape, stack: str, layer: int, heads: list[int], rows
             value: str) -> Tensor:
     """(h, R, S) weights, lengths of what they bring, or scores."""
     if value == "score":
+        live(run)
         return _scored(tape, stack, layer, heads, rows)[3]
     if value == "norm":
-        if run.served is None:
-            raise Refused(409, "conflict", "a run from a file has no values; open its model")
+        live(run)
         return run.again(layers=[layer], v=True).values_norm(layer, heads, rows, stack)[0]
     return tape.pattern(layer, heads, rows, stack)[0]
 
@@ -203,8 +207,6 @@ def _scored(tape: Tape, stack: str, layer: int, heads: list[int], rows: range):
 
     A run is one pass without a cache, so that its keys lie in order from 0.
     """
-    if not hasattr(tape, "read"):
-        raise Refused(409, "conflict", "a run from a file has no queries and keys; open its model")
     reading = tape.read(layer, None, stack)
     (t,), (q,), k = reading.taken, reading.q, reading.k
     wide = torch.promote_types(q.dtype, torch.float32)

@@ -177,10 +177,22 @@ class Run:
             raise Refused(409, "conflict", f"{self.served.model.architecture} has no head that "
                           "scores tokens or labels")
         with self.served.lock, torch.no_grad():
-            whole = self.served.output == "labels"
-            out = self.served.model.head(self.x[None] if whole else self.x[None, pos : pos + 1],
-                                         None, None)
-        return out.get("logits", out.get("prediction_logits")).reshape(-1, out_width(out))[-1]
+            if self.served.output == "labels":  # a classifier reads all tokens, and their pads
+                return self.served.model(**self.batch).logits[0]
+            out = self.served.model.head(self.x[None, pos : pos + 1], None, None)
+        return next(x for name, x in out.items() if "logits" in name)[0, 0]
+
+    def lengths(self) -> dict[str, dict[str, Tensor]]:
+        """stack -> x (L + 1, T), the lengths of the stream, and of what each part adds (L, T)."""
+        return {stack: self._lengths(stack) for stack in self.tokens}
+
+    def _lengths(self, stack: str) -> dict[str, Tensor]:
+        of = {(part, n): x for (name, part, n), x in self.passed.lengths.items() if name == stack}
+        L, none = 1 + max(n for _, n in of), torch.full((len(self.tokens[stack]),), float("nan"))
+        found = {"x": torch.stack([of["x", n] for n in range(-1, L)])}
+        for part in dict.fromkeys(part for part, _ in of if part != "x"):
+            found[part] = torch.stack([of.get((part, n), none) for n in range(L)])
+        return found
 
     def record(self) -> None:
         """Run the model over the batch and keep what the screens read."""
@@ -239,17 +251,12 @@ class Run:
                 "with torch.no_grad(), m.record() as tape:\n    out = m(**batch)")
 
 
-def out_width(out: dict) -> int:
-    """V of a head's logits."""
-    return out.get("logits", out.get("prediction_logits")).shape[-1]
-
-
 class Runs:
     """All runs of a launch, the least recently used recordings evicted beyond a number of bytes."""
 
     def __init__(self, room: int = KEPT):
         self.room, self.runs = room, OrderedDict()
-        self.lock = threading.Lock()
+        self.lock = threading.RLock()
 
     def add(self, run: Run) -> Run:
         with self.lock:
@@ -287,7 +294,7 @@ class Runs:
         for run in list(self.runs.values()):
             if self.held() <= self.room:
                 return
-            if run is not spared and run.served is not None:
+            if run is not spared and run.served is not None and run.tape is not None:
                 run.tape = run.x = None
                 run.answers.clear()
 
@@ -296,7 +303,7 @@ class Runs:
         with self.lock:
             listed = sorted(self.runs.values(), key=lambda run: run.made, reverse=True)
             return {"schema": "explorer/1", "kept_bytes": self.held(), "runs": [{
-                "run": run.id, "state": run.state, "made": run.made, "model": run.served.id,
+                "run": run.id, "state": run.state, "made": run.made, "model": run.served.id if run.served else "file",
                 "text": _title(run), "bytes": run.bytes,
                 "tokens": sum(map(len, run.tokens.values()))} for run in listed]}
 

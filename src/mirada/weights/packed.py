@@ -46,7 +46,7 @@ class Packed:
         if known and (flavour not in known or bits not in ((4, 8) if kind == "gptq" else (4,))):
             raise UntrustedInputError(where, "quantization_config", f"{kind} with {bits!r} bits in "
                                       f"the form {flavour!r} is not read here")
-        self.weights: dict[str, _Weight] = {}
+        self.weights: dict[str, _Words | _Book | _Rows] = {}
         hidden: set[str] = set()
         for weight in _found(self, kind, flavour, bits):
             self.weights[weight.name + ".weight"] = weight
@@ -93,11 +93,8 @@ class _Weight:
     def fail(self, end: str, limit: str) -> UntrustedInputError:
         return self.reader.fail(self.name + end, limit)
 
-    def numbers(self) -> Tensor:
-        return expand(self.blocks(), self.form())
 
-
-def _found(reader: Packed, kind: str, flavour, bits) -> Iterator[_Weight]:
+def _found(reader: Packed, kind: str, flavour, bits) -> Iterator[_Words | _Book | _Rows]:
     names = set(reader.inner.names())
     for name in reader.inner.names():
         base, _, last = name.rpartition(".")
@@ -279,6 +276,9 @@ class _Rows(_Weight):
     def blocks(self) -> Tensor:
         scales = self.part(".SCB")[:, None].view(torch.uint8)
         return torch.cat([scales, self.part(".weight").view(torch.uint8)], 1)
+
+    def numbers(self) -> Tensor:
+        return expand(self.blocks(), "I8")
 
 
 OURS = ("I8", "NF4", "FP4")  # block types that bitsandbytes' files hold as they are

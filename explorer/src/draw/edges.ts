@@ -1,0 +1,39 @@
+// Chooses and paints the lines of the head view: at most 6,000 in a frame, strongest first.
+import { headColour } from "./colours";
+
+export const MOST = 6000;
+export interface Edge { head: number; q: number; k: number; w: number }
+
+/** The strongest edges by falling weight, and how much of the mass the others had. */
+export function strongest(all: Edge[], most = MOST): { edges: Edge[]; rest: number; dropped: number } {
+  all.sort((a, b) => b.w - a.w);
+  const edges = all.slice(0, most);
+  let whole = 0, rest = 0;
+  all.forEach((e, at) => { whole += e.w; if (at >= most) rest += e.w; });
+  return { edges, rest: whole ? rest / whole : 0, dropped: Math.max(0, all.length - most) };
+}
+
+export interface Frame { width: number; height: number; top: number; row: number; left: number; right: number }
+
+/** Draws edges as curves from a query's row at the left to a key's row at the right. */
+export function paint(ctx: CanvasRenderingContext2D, edges: Edge[], frame: Frame, strength: number): number {
+  const { top, row, left, right, height } = frame;
+  const middle = (left + right) / 2;
+  let drawn = 0;
+  ctx.lineCap = "round";
+  for (let at = edges.length - 1; at >= 0; at--) { // the strongest last, on top
+    const e = edges[at];
+    const a = (e.q + 0.5) * row - top, b = (e.k + 0.5) * row - top;
+    if ((a < -200 && b < -200) || (a > height + 200 && b > height + 200)) continue;
+    ctx.globalAlpha = Math.min(1, strength * Math.max(0.06, e.w));
+    ctx.strokeStyle = headColour(e.head);
+    ctx.lineWidth = 0.8 + 3.4 * Math.min(1, e.w);
+    ctx.beginPath();
+    ctx.moveTo(left, a);
+    ctx.bezierCurveTo(middle, a, middle, b, right, b);
+    ctx.stroke();
+    drawn++;
+  }
+  ctx.globalAlpha = 1;
+  return drawn;
+}

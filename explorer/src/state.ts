@@ -1,0 +1,189 @@
+// What is looked at (it lives in the URL's hash) and what is known (the model, the runs).
+import { useEffect, useReducer } from "preact/hooks";
+import { forget, json, post, Refusal } from "./api";
+import type { Card, Models, Run, RunRequest, Runs, Stack, Token } from "./schema";
+import { words, type Lang, type Words } from "./words";
+
+export interface View {
+  screen: string; lang: Lang; theme: "auto" | "light" | "dark";
+  run: string; stack: string; layer: number;
+  heads: number[] | null; // null: all
+  q: number | null; k: number | null; // the locked query and key
+  mode: "lines" | "map"; value: "weight" | "norm" | "score";
+  sinks: boolean; // draw attention to special tokens and the first one too
+  least: number; // weights below are not drawn
+  pair: "all" | "ab" | "ba"; tour: number | null;
+}
+
+export interface Known {
+  models: Models | null; card: Card | null; runs: Runs["runs"]; run: Run | null;
+  busy: boolean; fault: Refusal | null; parents: Record<string, string>;
+}
+
+const START: View = {
+  screen: "heads", lang: "en", theme: "auto", run: "", stack: "", layer: -1, heads: null, q: null, k: null,
+  mode: "lines", value: "weight", sinks: false, least: 0.02, pair: "all", tour: null,
+};
+export let view: View = { ...START };
+export const known: Known = { models: null, card: null, runs: [], run: null, busy: false, fault: null, parents: {} };
+export let hover: { q: number | null; k: number | null } = { q: null, k: null };
+
+const listeners = new Set<() => void>();
+const hoverListeners = new Set<() => void>();
+const tell = () => listeners.forEach((f) => f());
+
+/** Draws a component again when what is looked at or known changes. */
+export function useShared(): { view: View; known: Known; w: Words } {
+  const [, again] = useReducer((n: number) => n + 1, 0);
+  useEffect(() => { listeners.add(again as () => void); return () => { listeners.delete(again as () => void); }; }, []);
+  return { view, known, w: words[view.lang] };
+}
+
+/** Draws again at each move of the pointer too: only for what is small. */
+export function useHover(): typeof hover {
+  const [, again] = useReducer((n: number) => n + 1, 0);
+  useEffect(() => { hoverListeners.add(again as () => void); return () => { hoverListeners.delete(again as () => void); }; }, []);
+  return hover;
+}
+
+export function point(q: number | null, k: number | null = null): void {
+  if (hover.q === q && hover.k === k) return;
+  hover = { q, k };
+  hoverListeners.forEach((f) => f());
+}
+
+export function look(patch: Partial<View>, step = false): void {
+  const before = view;
+  view = { ...view, ...patch };
+  const hash = written(view);
+  if (hash !== written(before)) history[step ? "pushState" : "replaceState"](null, "", hash);
+  tell();
+}
+
+function learn(patch: Partial<Known>): void {
+  Object.assign(known, patch);
+  tell();
+}
+
+function written(v: View): string {
+  const parts = new URLSearchParams();
+  for (const [key, value] of Object.entries(v)) {
+    if (value !== null && value !== START[key as keyof View]) parts.set(key, String(value));
+  }
+  const text = known.run?.inputs.text;
+  if (typeof text === "string" && text.length <= 500) parts.set("text", text);
+  return "#" + parts.toString();
+}
+
+function readHash(): { patch: Partial<View>; text: string | null } {
+  const parts = new URLSearchParams(location.hash.slice(1));
+  const whole = (key: string) => /^\d{1,6}$/.test(parts.get(key) ?? "") ? Number(parts.get(key)) : null;
+  const among = <T extends string>(key: string, all: readonly T[], other: T): T =>
+    all.includes(parts.get(key) as T) ? parts.get(key) as T : other;
+  const heads = parts.get("heads");
+  const patch: Partial<View> = {
+    screen: parts.get("screen") ?? START.screen,
+    theme: among("theme", ["auto", "light", "dark"] as const, "auto"),
+    run: parts.get("run") ?? "", stack: parts.get("stack") ?? "", layer: whole("layer") ?? -1,
+    heads: heads === null ? null : heads.split(",").filter((x) => /^\d+$/.test(x)).map(Number),
+    q: whole("q"), k: whole("k"),
+    mode: among("mode", ["lines", "map"] as const, "lines"),
+    value: among("value", ["weight", "norm", "score"] as const, "weight"),
+    sinks: parts.get("sinks") === "true", least: Number(parts.get("least") ?? START.least) || 0,
+    pair: among("pair", ["all", "ab", "ba"] as const, "all"), tour: whole("tour"),
+  };
+  if (parts.has("lang")) patch.lang = among("lang", ["en", "es"] as const, "en");
+  return { patch, text: parts.get("text") };
+}
+
+// What the model is, and the current run
+
+export const stackOf = (id: string): Stack | undefined => known.run?.model.stacks.find((s) => s.id === id);
+export const current = (): Stack | undefined => stackOf(view.stack);
+export const queries = (): Token[] => known.run?.tokens[current()?.queries ?? ""] ?? [];
+export const keys = (): Token[] => known.run?.tokens[current()?.keys ?? ""] ?? [];
+export const headCount = (): number => current()?.layers[view.layer]?.heads ?? 0;
+export const mainTokens = (): Token[] => known.run?.tokens.decoder ?? known.run?.tokens.encoder ?? [];
+export const shownHeads = (): number[] => {
+  const all = Array.from({ length: headCount() }, (_, h) => h);
+  return view.heads ? all.filter((h) => view.heads!.includes(h)) : all;
+};
+/** Tokens to which heads look when they have nothing to say: specials, and the first of a causal stack. */
+export const isSink = (token: Token, at: number): boolean => token.special || (at === 0 && !!current()?.causal);
+
+function adopt(run: Run): void {
+  known.run = run;
+  const stack = run.model.stacks.find((s) => s.id === view.stack) ?? run.model.stacks.find((s) => s.id === "decoder")
+    ?? run.model.stacks[0];
+  const count = stack?.layers.length ?? 0;
+  const layer = view.layer >= 0 && view.layer < count ? view.layer : Math.floor(count / 3);
+  const n = run.tokens[stack?.queries ?? "decoder"]?.length ?? 0;
+  const q = view.q !== null && view.q < n ? view.q : null;
+  look({ run: run.run, stack: stack?.id ?? "", layer, q, k: q === null ? null : view.k });
+}
+
+async function busily<T>(work: () => Promise<T>): Promise<T | null> {
+  learn({ busy: true, fault: null });
+  try {
+    return await work();
+  } catch (error) {
+    if (!(error instanceof Refusal)) throw error;
+    learn({ fault: error });
+    return null;
+  } finally {
+    learn({ busy: false });
+  }
+}
+
+const list = async () => learn({ runs: (await json<Runs>("runs")).runs });
+
+/** Runs the model on inputs and looks at that run. */
+export const start = (inputs: RunRequest["inputs"], parent?: string): Promise<Run | null> => busily(async () => {
+  const run = await post<Run>("runs", { inputs, record: { qk: true } });
+  if (parent) known.parents[run.run] = parent;
+  point(null);
+  look({ q: null, k: null });
+  adopt(run);
+  await list();
+  return run;
+});
+
+/** Looks at a run that was made before; one that left memory is computed again. */
+export const open = (id: string): Promise<Run | null> => busily(async () => {
+  let run = await json<Run>(`runs/${id}`);
+  if (run.state === "evicted") {
+    run = await post<Run>(`runs/${id}/recompute`, {});
+    forget(id);
+  }
+  adopt(run);
+  await list();
+  return run;
+});
+
+export const dismiss = (): void => learn({ fault: null });
+export const blame = (error: unknown): void => { if (error instanceof Refusal) learn({ fault: error }); else throw error; };
+
+/** Reads the hash, asks for the model, and shows the hash's run, or its text, or the first example. */
+export async function boot(example: (lang: Lang) => RunRequest["inputs"]): Promise<void> {
+  const { patch, text } = readHash();
+  await busily(async () => {
+    const models = await json<Models>("models");
+    const lang = patch.lang ?? models.lang ?? (navigator.language.startsWith("es") ? "es" : "en");
+    look({ ...patch, lang });
+    const model = models.models[0];
+    learn({ models, card: await json<Card>(`models/${encodeURIComponent(model.id)}`) });
+    await list();
+  });
+  if (!known.models) return;
+  if (patch.run && known.runs.some((r) => r.run === patch.run)) await open(patch.run);
+  else if (known.models.models[0].live) await start(text ? { text } : example(view.lang));
+  else if (known.runs.length) await open(known.runs[0].run);
+}
+
+window.addEventListener("popstate", () => {
+  const { patch } = readHash();
+  const moved = patch.run && patch.run !== view.run ? patch.run : null;
+  view = { ...view, ...patch, layer: patch.layer! >= 0 ? patch.layer! : view.layer, stack: patch.stack || view.stack };
+  tell();
+  if (moved) void open(moved);
+});

@@ -1,0 +1,144 @@
+"""The causal lab: one pass with changes beside one without, and what a change of each head does."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+from mirada.errors import MiradaError
+
+from . import answers
+from .errors import Refused, missing
+from .runs import Run, Runs
+
+SHOWN = 10  # likeliest tokens, before and after
+OWN_MEAN = "the mean over this text's own tokens, its first token apart from the others"
+
+
+def effect(run: Run, runs: Runs, asked: dict) -> dict:
+    """The effect of the schema: the model's answer with and without some changes."""
+    answers.live(run)
+    changes, sources = [], []
+    for given in asked["interventions"]:
+        change, source = _change(run, runs, given)
+        changes.append(change)
+        sources.append(source)
+    pos = _position(run, asked)
+    before = answered(run, pos)
+    token, other = chosen(before, asked)
+    with run.served.lock, torch.no_grad(), run.served.model.intervene(*changes):
+        after = _scores(run, run.served.model(**run.batch), pos)
+    a, b = before.float().log_softmax(-1), after.float().log_softmax(-1)
+    said = OWN_MEAN if any(c["op"] == "mean" and "source" not in c for c in changes) else None
+    found = {"before": _outcome(run, before, token, other),
+             "after": _outcome(run, after, token, other)}
+    return {
+        **found, "pos": pos, "token": run.served.choice(token), "other": run.served.choice(other),
+        "metrics": {
+            "logit_diff": found["after"]["logit_diff"] - found["before"]["logit_diff"],
+            "kl": (a.exp() * (a - b)).sum().clamp(min=0).item(),
+            "probability": (b[token].exp() - a[token].exp()).item()},
+        "identical": torch.equal(before, after), "reference": said,
+        "snippet": _snippet(run, changes, sources, pos, token, other)}
+
+
+def answered(run: Run, pos: int) -> Tensor:
+    """(V,) what the untouched model answers at a token."""
+    with run.served.lock, torch.no_grad():
+        return _scores(run, run.served.model(**run.batch), pos)
+
+
+def chosen(scores: Tensor, asked: dict) -> tuple[int, int]:
+    """The two tokens whose logits are compared: those asked for, else the likeliest two."""
+    best = scores.topk(min(2, len(scores))).indices.tolist()
+    token = asked.get("token", best[0])
+    other = asked.get("other", next((i for i in best if i != token), token))
+    for id in (token, other):
+        if id >= len(scores):
+            raise missing(f"token {id} does not exist: there are {len(scores)}")
+    return token, other
+
+
+def _position(run: Run, asked: dict) -> int:
+    count = len(run.tokens[run.main])
+    pos = asked.get("pos", count - 1)
+    if pos >= count:
+        raise missing(f"position {pos} does not exist: there are {count}")
+    return pos
+
+
+def _scores(run: Run, out: dict, pos: int) -> Tensor:
+    name = _logits(out)
+    if name is None:
+        raise Refused(409, "conflict", f"{run.served.model.architecture} has no head whose answer "
+                      "could change")
+    return out[name][0] if out[name].ndim == 2 else out[name][0, pos]
+
+
+def _logits(out: dict) -> str | None:
+    return next((name for name in ("logits", "prediction_logits") if name in out), None)
+
+
+def _outcome(run: Run, scores: Tensor, token: int, other: int) -> dict:
+    chances = scores.float().softmax(-1)
+    best = scores.topk(min(SHOWN, len(scores))).indices.tolist()
+    return {"logit_diff": (scores[token] - scores[other]).item(),
+            "top": [run.served.choice(i, p=chances[i].item(), logit=scores[i].item())
+                    for i in best]}
+
+
+def _change(run: Run, runs: Runs, given: dict) -> tuple[dict, Run | None]:
+    """The page's intervention in the words of mirada.look.intervene, and the run it takes from."""
+    change = {k: v for k, v in given.items() if k not in ("query", "key", "source")}
+    if given["site"] == "edge":
+        change |= {"pos": [given["query"]]} if "query" in given else {}
+        change |= {"keys": [given["key"]]} if "key" in given else {}
+    if given["site"] == "value" and "pos" in change:
+        change["keys"] = change.pop("pos")
+    if "source" not in given:
+        if given["op"] == "resample":
+            raise MiradaError("resample takes its values from another run: give source")
+        return change, None
+    source = runs.find(given["source"])
+    if source.served is not run.served:
+        raise Refused(409, "conflict", "the source is a run of another model", field="source")
+    return {**change, "source": source.again(**_kept(given))}, source
+
+
+def _kept(given: dict) -> dict:
+    """What a source's recording must hold for a change to take from it."""
+    site = given["site"]
+    wanted = {"head_out": {"z": True}, "neuron": {"mlp": True}, "resid": {"resid": True},
+              "pattern": {}, "edge": {}, "value": {}}
+    return wanted.get(site, {"resid": "sublayers"})
+
+
+def _snippet(run: Run, changes: list[dict], sources: list[Run | None], pos: int, token: int,
+             other: int) -> str:
+    """Python that returns the change of the logit difference."""
+    lines = [f"import mirada, torch\nm = mirada.load({run.served.name!r})",
+             f"batch = {written(run.batch)}"]
+    told = []
+    for n, (change, source) in enumerate(zip(changes, sources, strict=True)):
+        words = ", ".join(f"{k!r}: {v!r}" for k, v in change.items() if k != "source")
+        if source is not None:
+            kept = ", ".join(f"{k}={v!r}" for k, v in _kept(change).items())
+            lines.append(f"with torch.no_grad(), m.record({kept}) as tape{n}:\n"
+                         f"    m(**{written(source.batch)})")
+            words += f", 'source': tape{n}"
+        told.append(f"    {{{words}}},")
+    with run.served.lock, torch.no_grad():
+        out = run.served.model(**run.batch)
+    at = "[0]" if out[_logits(out)].ndim == 2 else f"[0, {pos}]"
+    lines += ["changes = [", *told, "]", "with torch.no_grad():",
+              f"    before = m(**batch).{_logits(out)}{at}",
+              "    with m.intervene(*changes):",
+              f"        after = m(**batch).{_logits(out)}{at}",
+              f"difference = lambda x: (x[{token}] - x[{other}]).item()",
+              "print(difference(after) - difference(before))"]
+    return "\n".join(lines)
+
+
+def written(batch: dict[str, Tensor]) -> str:
+    """A batch as Python."""
+    return "dict(" + ", ".join(f"{k}=torch.tensor({x.tolist()})" for k, x in batch.items()) + ")"
