@@ -313,7 +313,8 @@ def fill(model: Model, reader, weights, dtype, device, ignore, where: str) -> No
                             if (today := weights.modern(name)) != name}
 
 
-def _blocks(steps: list[Step], reader, paths: dict, places: dict) -> dict[str, tuple]:
+def _blocks(steps: list[Step], reader, paths: dict,
+            places: dict) -> dict[str, tuple[Tensor, str]]:
     """Path -> (blocks, their type) of the tensors that can stay as the file has them: matrices of
     plain projections and tables, whose map moves whole rows only."""
     stay = {}

@@ -74,8 +74,8 @@ class Engine:
     """Serves one decoder to many.
 
     tokens: keys that the cache holds in all. rows: most answers under way at a time. chunk: most
-    tokens a step reads. block: keys in a block, where the native runtime does not say. One lock guards all: requests may come, be read
-    and be cancelled from any thread.
+    tokens a step reads. block: keys in a block, where the native runtime does not say. One lock
+    guards all: requests may come, be read and be cancelled from any thread.
     """
 
     def __init__(self, model: Model, *, tokens: int = 16384, rows: int = 32, chunk: int = 512,

@@ -85,7 +85,8 @@ class Feed:
 
     def _native(self, rows: Rows, tokens: Tensor, keep: int) -> Tensor:
         """The runtime's rows know no pads."""
-        self.model._check_ids(tokens, self.model.config.vocab)
+        if tokens.shape[1] > 1:  # a chosen token is of the vocabulary
+            self.model._check_ids(tokens, self.model.config.vocab)
         first, self.fed = self.fed, self.fed + tokens.shape[1]
         self._widen(self.fed)
         if self.mask is None:

@@ -5,9 +5,10 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from mirada.core.pages import Paged, Pages
 from mirada.edit import lower
 from mirada.model import Caches, Model
+
+from .pages import Paged, Pages
 
 
 def runner(model: Model, tokens: int, block: int):

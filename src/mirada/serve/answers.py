@@ -8,15 +8,18 @@ import json
 import torch
 from torch import Tensor
 
-from mirada.look import reduce
+from mirada.look import paths, reduce
+from mirada.look.logits import dla as mirada_dla
+from mirada.look.logits import lens as mirada_lens
 from mirada.look.record import Tape
 
 from . import graph
 from .errors import Refused, missing
 from .packing import ENCODINGS, check_size, encode, packed, triangle
 from .query import Query
-from .runs import Run
+from .runs import SCORES, Run
 
+ROLLED = 1024  # tokens of a whole rollout, a product of squares
 NARROWER = "ask for fewer rows=, cols= or heads=, for enc=u8sqrt, or for the overview with pool="
 
 
@@ -153,6 +156,83 @@ def logits(run: Run, query: Query, pos: int) -> bytes:
                   stack=run.main, scale=1.0)
 
 
+def lens(run: Run, query: Query) -> bytes:
+    """What each depth would already answer at each token."""
+    live(run)
+    T, L = len(run.tokens[run.main]), run.served.data["layers"] + 1
+    top, rows = query.number("top", 5, 1, 20), query.span("rows", T)
+    token = query.number("token", -1, -1, 1 << 30)
+    check_size(L * len(rows) * top * 2, "f32", "ask for fewer rows=")
+    if T * run.served.data["vocab"] > SCORES:
+        raise Refused(413, "too_large", f"a lens scores every token's whole vocabulary, and {T:,} "
+                      "tokens are too many for that", advice="run a shorter text")
+    with run.served.lock:
+        found = mirada_lens(run.again(keep=None, resid=True), top=top,
+                            token=None if token < 0 else token, positions=list(rows))
+    return packed({"id": found.ids.numpy().astype("uint32"), "p": encode(found.probs, "f32")[0],
+                   "chosen_p": encode(found.prob, "f32")[0],
+                   "chosen_rank": (found.rank - 1).numpy().astype("uint32")},
+                  stack=run.main, rows=f"{rows.start}:{rows.stop}", top=top,
+                  token=None if token < 0 else token, depths=json.dumps(["embed", *map(str, range(1, L))]),
+                  labels=json.dumps({str(n): w for n, w in found.words.items()}))
+
+
+def dla(run: Run, query: Query) -> dict:
+    """One logit as the sum of what each part adds."""
+    live(run)
+    pos = query.number("pos", len(run.tokens[run.main]) - 1, 0, len(run.tokens[run.main]) - 1)
+    token = query.number("token", -1, -1, 1 << 30)
+    with run.served.lock:
+        found = mirada_dla(run.again(keep=None, resid="sublayers", z=True),
+                           None if token < 0 else token, pos=pos).data()
+    del found["against"]
+    return {**found, "snippet": snippet(run, 'keep=None, resid="sublayers", z=True',
+                                        f"mirada.look.dla(tape, {found['token']['id']}, pos={pos})")}
+
+
+def flow(run: Run, query: Query) -> dict | bytes:
+    """Where an output token's information may have come from."""
+    live(run)
+    method = query.choice("method", "rollout", paths.METHODS)
+    stack = query.choice("stack", run.main, tuple(run.tokens))
+    T = len(run.tokens[stack])
+    target = query.number("from", -1, -1, T - 1)
+    if method == "rollout":
+        return _rollout(run, query, stack, target, T)
+    threshold = query.real("threshold", 0.04, 0.0, 1.0) if method == "routes" else 0.0
+    with run.served.lock:
+        tape = run.kept() if method == "maxflow" else run.again(v=True, resid="sublayers")
+        found = paths.flow(tape, method, target, stack=stack, threshold=threshold).data()
+    del found["tokens"]
+    return found
+
+
+def _rollout(run: Run, query: Query, stack: str, target: int, T: int) -> bytes:
+    """The whole rollout up to a layer, or of one query at each depth."""
+    tape = run.kept()
+    if target >= 0:
+        found = paths.flow(tape, "rollout", target, stack=stack).shares
+        return packed({"rollout": encode(found, "f32")[0]}, stack=stack, **{"from": target})
+    layer = query.number("layer", max(tape.layers(stack)), 0, max(tape.layers(stack)))
+    if T > ROLLED:
+        raise Refused(413, "too_large", f"a whole rollout is worked out for at most {ROLLED:,} "
+                      f"tokens, and there are {T:,}", advice="ask for one query with from=")
+    found = paths.rollout(tape, layer, stack=stack)
+    return packed({"rollout": encode(found, "f32")[0]}, stack=stack, layer=layer)
+
+
+def snippet(run: Run, recorded: str, asked: str) -> str:
+    """Python that records a run's pass and prints an answer about it."""
+    return (f"import mirada, torch\nm = mirada.load({run.served.name!r})\n"
+            f"batch = {written(run.batch)}\nwith torch.no_grad(), m.record({recorded}) as tape:\n"
+            f"    m(**batch)\nprint({asked})")
+
+
+def written(batch: dict[str, Tensor]) -> str:
+    """A batch as Python."""
+    return "dict(" + ", ".join(f"{k}=torch.tensor({x.tolist()})" for k, x in batch.items()) + ")"
+
+
 def vocab(served, query: Query) -> dict:
     """Readable pieces of some ids."""
     size = max(served.data["vocab"], 1)
@@ -222,7 +302,3 @@ def _scored(tape: Tape, stack: str, layer: int, heads: list[int], rows: range):
         score = score.masked_fill(~seen, float("-inf"))
     return some_q, some_k, dot, score, t.scale, t.cap
 
-
-def names(served, ids) -> str:
-    """The labels of ids, as text of __metadata__."""
-    return json.dumps(served.labels(ids), ensure_ascii=False)

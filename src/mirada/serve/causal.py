@@ -6,9 +6,11 @@ import torch
 from torch import Tensor
 
 from mirada.errors import MiradaError
+from mirada.look import sweeps
 
 from . import answers
 from .errors import Refused, missing
+from .jobs import Job
 from .runs import Run, Runs
 
 SHOWN = 10  # likeliest tokens, before and after
@@ -57,6 +59,35 @@ def chosen(scores: Tensor, asked: dict) -> tuple[int, int]:
         if id >= len(scores):
             raise missing(f"token {id} does not exist: there are {len(scores)}")
     return token, other
+
+
+def sweep(run: Run, asked: dict, job: Job) -> dict:
+    """The sweep of the schema: each head's ablation alone, layer by layer."""
+    answers.live(run)
+    pos, stack, op = _position(run, asked), asked.get("stack", run.main), asked.get("op", "mean")
+    token, other = chosen(answered(run, pos), asked)
+
+    def metric(out) -> Tensor:
+        x = sweeps.logits(out)
+        row = x if x.ndim == 2 else x[:, pos]
+        return row[:, token] - row[:, other]
+
+    L = next(len(s["layers"]) for s in run.served.data["stacks"] if s["id"] == stack)
+    effects, made = [], None
+    for layer in range(L):
+        job.progress(layer, L, "ablating heads")
+        with run.served.lock:  # freed after each layer: other calls need not wait for the end
+            made = sweeps.sweep(run.served.model, run.batch, metric, op=op, stack=stack,
+                                layers=[layer])
+        effects.append(made.mean[0].tolist())
+    asking = f"op={op!r}, stack={stack!r}"
+    return {"stack": stack, "op": op, "metric": "logit difference", "before": made.base.item(),
+            "pos": pos, "token": run.served.choice(token), "other": run.served.choice(other),
+            "reference": OWN_MEAN if op == "mean" else None, "effects": effects,
+            "snippet": f"import mirada, torch\nfrom mirada.look import sweeps\n"
+            f"m = mirada.load({run.served.name!r})\nbatch = {answers.written(run.batch)}\n"
+            f"metric = sweeps.logit_difference({token}, {other}, at={pos})\n"
+            f"print(sweeps.sweep(m, batch, metric, {asking}).mean)"}
 
 
 def _position(run: Run, asked: dict) -> int:
@@ -117,14 +148,14 @@ def _snippet(run: Run, changes: list[dict], sources: list[Run | None], pos: int,
              other: int) -> str:
     """Python that returns the change of the logit difference."""
     lines = [f"import mirada, torch\nm = mirada.load({run.served.name!r})",
-             f"batch = {written(run.batch)}"]
+             f"batch = {answers.written(run.batch)}"]
     told = []
     for n, (change, source) in enumerate(zip(changes, sources, strict=True)):
         words = ", ".join(f"{k!r}: {v!r}" for k, v in change.items() if k != "source")
         if source is not None:
             kept = ", ".join(f"{k}={v!r}" for k, v in _kept(change).items())
             lines.append(f"with torch.no_grad(), m.record({kept}) as tape{n}:\n"
-                         f"    m(**{written(source.batch)})")
+                         f"    m(**{answers.written(source.batch)})")
             words += f", 'source': tape{n}"
         told.append(f"    {{{words}}},")
     with run.served.lock, torch.no_grad():
@@ -138,7 +169,3 @@ def _snippet(run: Run, changes: list[dict], sources: list[Run | None], pos: int,
               "print(difference(after) - difference(before))"]
     return "\n".join(lines)
 
-
-def written(batch: dict[str, Tensor]) -> str:
-    """A batch as Python."""
-    return "dict(" + ", ".join(f"{k}=torch.tensor({x.tolist()})" for k, x in batch.items()) + ")"

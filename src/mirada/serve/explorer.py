@@ -13,6 +13,7 @@ from urllib.parse import unquote
 
 from mirada import __version__
 from mirada.errors import MiradaError
+from mirada.look.paths import FLOWED
 
 from . import answers, causal, runfile, schema
 from .errors import Refused, missing
@@ -23,8 +24,8 @@ from .runs import KEPT, TOKENS, Runs, Served, make
 from .wire import BODY, FOREVER, NEVER, NUMBERS, Answer, Server, as_json
 
 STATIC = Path(__file__).parent / "static"
+HASHED = re.compile(r"-[0-9a-f]{10}\.(?:js|css)$")  # a name that changes with the bytes
 API = "/x/v1/"
-FLOW_TOKENS = 64  # max-flow's cost grows with the fourth power
 
 
 class Explorer:
@@ -69,7 +70,7 @@ class Explorer:
         if found is None:
             raise missing("there is no such file")
         body, kind = found
-        return Answer(body, kind, cache=FOREVER if path.startswith("/assets/") else NEVER)
+        return Answer(body, kind, cache=FOREVER if HASHED.search(path) else NEVER)
 
     def body_limit(self, path: str) -> int:
         """Bytes that a body may have."""
@@ -104,7 +105,7 @@ class Explorer:
         return {"schema": "explorer/1", "version": __version__, "lang": self.lang,
                 "models": [served.data for served in self.models.values()],
                 "limits": {"answer_bytes": ANSWER, "kept_bytes": self.runs.room, "tokens": TOKENS,
-                           "body_bytes": BODY, "maxflow_tokens": FLOW_TOKENS}}
+                           "body_bytes": BODY, "maxflow_tokens": FLOWED}}
 
     def served(self, id: str) -> Served:
         if id not in self.models:
@@ -152,6 +153,12 @@ class Explorer:
     def intervene(self, id: str, query: Query, given: dict) -> dict:
         schema.check(given, "intervention_request")
         return causal.effect(self.runs.find(id), self.runs, given)
+
+    def sweep(self, id: str, query: Query, given: dict) -> Answer:
+        schema.check(given, "sweep_request")
+        run = self.runs.find(id)
+        job = self.jobs.start("sweep", lambda job: causal.sweep(run, given, job))
+        return as_json(job.data(), 202)
 
     # Jobs
 
@@ -205,6 +212,10 @@ ROUTES = (
     ("GET", RUN + r"/resid", _of_run(answers.resid)),
     ("GET", RUN + r"/node/([a-z0-9.]{1,100})", _of_run(answers.node)),
     ("GET", RUN + r"/logits/([0-9]{1,6})", _of_run(answers.logits)),
+    ("GET", RUN + r"/lens", _of_run(answers.lens)),
+    ("GET", RUN + r"/flow", _of_run(answers.flow)),
+    ("GET", RUN + r"/dla", _of_run(answers.dla)),
+    ("POST", RUN + r"/sweep", Explorer.sweep),
     ("POST", RUN + r"/interventions", Explorer.intervene),
     ("GET", r"jobs/(j_[0-9a-f]{12})", Explorer.read_job),
     ("DELETE", r"jobs/(j_[0-9a-f]{12})", Explorer.cancel_job),

@@ -12,7 +12,7 @@ import re
 import secrets
 import zipfile
 from collections.abc import Iterator
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 
 import numpy
 import safetensors
@@ -80,7 +80,6 @@ class Opened:
     made: str
     served = None
     state = "kept"
-    answers: dict = field(default_factory=dict)
 
     @property
     def tokens(self) -> dict:

@@ -7,7 +7,7 @@ import datetime
 import secrets
 import threading
 from collections import OrderedDict
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 
 import torch
 from torch import Tensor
@@ -24,6 +24,7 @@ from .errors import Refused, missing
 
 KEPT = 1 << 30  # bytes of recordings held at a time
 TOKENS = 8192  # most tokens of a run
+SCORES = 1 << 26  # numbers of logits that a pass may make, 256 MB
 RUNS = 1000  # runs that are remembered, recordings or not
 ROLES = ("bos", "cls", "sep", "pad", "unk", "mask")
 
@@ -33,7 +34,7 @@ class Served:
 
     def __init__(self, id: str, model, name: str):
         self.id, self.model, self.name = id, model.eval(), name
-        self.lock = threading.Lock()
+        self.lock = threading.RLock()
         self.paths = {module: path for path, module in model.named_modules()}
         self.data = self._data()
 
@@ -131,7 +132,7 @@ class Run:
     """One text in one model.
 
     batch: what the model is called with; kept: the recording, None when evicted; x: (T, D) what
-    entered the head; answers: what was computed for the page once and does not change.
+    the head reads.
     """
 
     id: str
@@ -146,7 +147,6 @@ class Run:
     error: float | None = None
     kernel: str = ""
     bytes: int = 0
-    answers: dict = field(default_factory=dict)
 
     @property
     def state(self) -> str:
@@ -167,8 +167,13 @@ class Run:
     def again(self, **wanted) -> Tape:
         """A recording of one more pass, of what the run itself does not hold."""
         with self.served.lock, torch.no_grad(), self.served.model.record(**wanted) as tape:
-            self.served.model(**self.batch)
+            self.served.model(**self.batch, **self.spared())
         return tape
+
+    def spared(self) -> dict:
+        """What keeps a pass over a long text from scoring a whole vocabulary at every token."""
+        many = len(self.tokens[self.main]) * self.served.data["vocab"] > SCORES
+        return {"logits_to_keep": 1} if many and self.served.output in ("next", "mask") else {}
 
     def logits(self, pos: int) -> Tensor:
         """(V,) of one token, or of the labels."""
@@ -199,10 +204,10 @@ class Run:
         model = self.served.model
         held: list[Tensor] = []
         with self.served.lock, torch.no_grad():
-            handle = model.head.register_forward_pre_hook(lambda m, args: held.append(args[0]))
+            handle = model.decoder.norm.register_forward_hook(lambda m, args, x: held.append(x))
             try:
                 with model.record() as tape, graph.watch(model) as passed:
-                    model(**self.batch)
+                    model(**self.batch, **self.spared())
             finally:
                 handle.remove()
         self.tape, self.x, self.passed = tape, held[-1][0], passed
@@ -296,7 +301,6 @@ class Runs:
                 return
             if run is not spared and run.served is not None and run.tape is not None:
                 run.tape = run.x = None
-                run.answers.clear()
 
     def data(self) -> dict:
         """The list of the schema, the latest first."""

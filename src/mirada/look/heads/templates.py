@@ -51,18 +51,18 @@ N2/obj/T1 W=porque/mark/J1 R1/nsubj/J1 X1/cop/J1 J1/advcl/T1 .
 1 person, 2 person | D1/det/N1 N1/nsubj/T1 T1/root D2/det/N2 N2/obj/T1 W=because/mark/J2 \
 R2/nsubj/J2 X2/cop/J2 J2/advcl/T1 . | D1/det/N1 N1/nsubj/T1 T1/root C=a/case/N2 D2/det/N2 \
 N2/obj/T1 W=porque/mark/J2 R2/nsubj/J2 X2/cop/J2 J2/advcl/T1 .
-1 person, 2 animal | D1/det/N1 N1/nsubj/T1 T1/root D2/det/N2 N2/obj/T1 W=when/mark/I2 \
-R2/nsubj/I2 I2/advcl/T1 . | D1/det/N1 N1/nsubj/T1 T1/root C=a/case/N2 D2/det/N2 N2/obj/T1 \
-W=cuando/mark/I2 R2/nsubj/I2 I2/advcl/T1 .
-1 person, 2 person | W=when/mark/I1 D1/det/N1 N1/nsubj/I1 C=with/case/N2 D2/det/N2 N2/nmod/N1 \
-I1/advcl/J1 , R1/nsubj/J1 X1/cop/J1 J1/root . | W=cuando/mark/I1 D1/det/N1 N1/nsubj/I1 C=con/case/N2 \
-D2/det/N2 N2/nmod/N1 I1/advcl/J1 , R1/nsubj/J1 X1/cop/J1 J1/root .
-1 person, 2 person | D1/det/N1 E1/root N1/nsubj/E1 D2/det/N2 N2/nsubj/I2 I2/ccomp/E1 \
+1 person, 2 animal | D1/det/N1 N1/nsubj/V1 V1/root D2/det/N2 N2/obj/V1 W=when/mark/I2 \
+R2/nsubj/I2 I2/advcl/V1 . | D1/det/N1 N1/nsubj/V1 V1/root C=a/case/N2 D2/det/N2 N2/obj/V1 \
+W=cuando/mark/I2 R2/nsubj/I2 I2/advcl/V1 .
+1 person, 2 person | W=after/mark/T1 D1/det/N1 N1/nsubj/T1 D2/det/N2 N2/obj/T1 \
+T1/advcl/J1 , R1/nsubj/J1 X1/cop/J1 J1/root . | W=cuando/mark/T1 D1/det/N1 N1/nsubj/T1 C=a/case/N2 \
+D2/det/N2 N2/obj/T1 T1/advcl/J1 , R1/nsubj/J1 X1/cop/J1 J1/root .
+1 person, 2 person | D1/det/N1 N1/nsubj/E1 E1/root D2/det/N2 N2/nsubj/I2 I2/ccomp/E1 \
 K=and/cc/I1 R1/nsubj/I1 I1/conj/E1 . | D1/det/N1 N1/nsubj/E1 E1/root W=que/mark/I2 D2/det/N2 \
 N2/nsubj/I2 I2/ccomp/E1 K=y/cc/I1 R1/nsubj/I1 I1/conj/E1 .
 1 being, 2 thing | D1/det/N1 N1/nsubj/I1 W=that/nsubj/V1 V1/acl:relcl/N1 D2/det/N2 N2/obj/V1 \
 I1/root . | D1/det/N1 N1/nsubj/I1 W=que/nsubj/V1 V1/acl:relcl/N1 D2/det/N2 N2/obj/V1 I1/root .
-1 thing, 2 being | D1/det/N1 W=that/obj/T2 D2/det/N2 N2/nsubj/T2 T2/acl:relcl/N1 N1/nsubj/J1 \
+1 thing, 2 being | D1/det/N1 N1/nsubj/J1 W=that/obj/T2 D2/det/N2 N2/nsubj/T2 T2/acl:relcl/N1 \
 X1/cop/J1 J1/root . | D1/det/N1 N1/nsubj/J1 W=que/obj/T2 D2/det/N2 N2/nsubj/T2 T2/acl:relcl/N1 \
 X1/cop/J1 J1/root .
 1 being, 2 being | D1/det/N1 N1/nsubj/I1 I1/root K=and/cc/I2 D2/det/N2 N2/nsubj/I2 I2/conj/I1 . \
@@ -244,12 +244,13 @@ def _sentence(tokens: list[str], spanish: int, nouns, chosen: dict, draw, negate
             words[-1] += "l"
             names[name] = len(words) - 1
             continue
-        if name.isalpha() or name[0].isalpha():
+        if name[0].isalpha():
             names[name] = len(words)
             links.append((name, link))
         words.append(form)
     words[0] = words[0].capitalize()
-    relations = [(link[0], names[name], names[link[1]]) for name, link in links if len(link) > 1]
+    relations = [(link[0], names[name], names[link[1]]) for name, link in links
+                 if len(link) > 1 and (link[0] != "neg" or negated)]
     corefs = [(at, names["N" + name[1]]) for name, at in names.items() if name[0] in "RSY"]
     cue = next(((names[link[1]], names[name]) for name, link in links if name == "Z"), None)
     mentions = [at for name, at in names.items() if name[0] == "N"]

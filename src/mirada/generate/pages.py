@@ -7,8 +7,8 @@ from dataclasses import replace
 import torch
 from torch import Tensor
 
-from .cache import KV
-from .mask import Mask
+from mirada.core.cache import KV
+from mirada.core.mask import Mask
 
 
 class Pages:

@@ -1,0 +1,197 @@
+// Small pieces that every screen uses.
+import type { ComponentChildren, JSX } from "preact";
+import { useEffect, useLayoutEffect, useRef, useState } from "preact/hooks";
+import { Refusal } from "../api";
+import type { Token } from "../schema";
+import { known, look, useShared } from "../state";
+import { fill, type Words } from "../words";
+
+export interface Asked<T> { value: T | null; fault: Refusal | null; loading: boolean }
+
+/** What `load` brings for a key; the former value stays until the next one is there. */
+export function useAsked<T>(key: string | null, load: () => Promise<T>): Asked<T> {
+  const [state, set] = useState<Asked<T> & { key: string | null }>({ value: null, fault: null, loading: false, key: null });
+  useEffect(() => {
+    if (key === null) return;
+    let stale = false;
+    set((old) => ({ ...old, loading: true, fault: null }));
+    load().then((value) => { if (!stale) set({ value, fault: null, loading: false, key }); },
+      (error) => {
+        if (!(error instanceof Refusal)) throw error;
+        if (!stale) set({ value: null, fault: error, loading: false, key });
+      });
+    return () => { stale = true; };
+  }, [key]);
+  return key === null ? { value: null, fault: null, loading: false } : state;
+}
+
+/** The size in CSS pixels of an element. */
+export function useSize<E extends HTMLElement>(): [(node: E | null) => void, { width: number; height: number }] {
+  const [node, setNode] = useState<E | null>(null);
+  const [size, set] = useState({ width: 0, height: 0 });
+  useLayoutEffect(() => {
+    if (!node) return;
+    const measure = () => set({ width: node.clientWidth, height: node.clientHeight });
+    const watch = new ResizeObserver(measure);
+    watch.observe(node);
+    measure();
+    return () => watch.disconnect();
+  }, [node]);
+  return [setNode, size];
+}
+
+export interface CanvasProps extends Omit<JSX.HTMLAttributes<HTMLCanvasElement>, "width" | "height"> {
+  width: number; height: number; label?: string; draw: (ctx: CanvasRenderingContext2D) => void; deps: unknown[]; tall?: boolean;
+}
+
+/** A canvas in CSS pixels, painted again when deps change. Without a label it is decoration. */
+export function Canvas({ width, height, label, draw, deps, tall: _, ...rest }: CanvasProps) {
+  const ref = useRef<HTMLCanvasElement>(null);
+  const { view } = useShared();
+  useLayoutEffect(() => {
+    const canvas = ref.current!;
+    const scale = Math.min(2, window.devicePixelRatio || 1);
+    canvas.width = Math.max(1, Math.round(width * scale));
+    canvas.height = Math.max(1, Math.round(height * scale));
+    canvas.style.width = `${width}px`;
+    canvas.style.height = `${height}px`;
+    const ctx = canvas.getContext("2d")!;
+    ctx.setTransform(scale, 0, 0, scale, 0, 0);
+    ctx.clearRect(0, 0, width, height);
+    draw(ctx);
+  }, [width, height, view.theme, document.documentElement.dataset.theme, ...deps]);
+  return <canvas ref={ref} {...rest} role={label ? "img" : undefined} aria-label={label} aria-hidden={label ? undefined : true} />;
+}
+
+/** The pieces of a token: a space is a small dot, which prose leaves out. */
+export const plain = (token: Token | undefined): string => token ? token.s.replace(/^·+/, "") || token.s : "";
+export const Piece = ({ s }: { s: string }) =>
+  s.startsWith("·") && s.length > 1 ? <><span class="gap">·</span>{s.slice(1)}</> : <>{s}</>;
+
+export function Oops({ fault }: { fault: Refusal }) {
+  const { w } = useShared();
+  const text = fault.status === 0 ? w.gone : fault.status === 401 ? w.tokenLost : fault.message;
+  return <div class="oops" role="alert">
+    <strong>{fault.fault.type === "too_large" ? w.tooBig : w.failed}</strong> <span>{text}</span>
+    {fault.fault.advice && <span class="advice">{w.advice}: {fault.fault.advice}</span>}
+  </div>;
+}
+
+export function Waiting({ of }: { of: Asked<unknown> }) {
+  const { w } = useShared();
+  if (of.fault) return <Oops fault={of.fault} />;
+  return of.value === null && of.loading ? <p class="quiet">{w.loading}</p> : null;
+}
+
+export function Choice<T extends string>({ label, value, options, onChange }:
+  { label: string; value: T; options: [T, string, string?][]; onChange: (v: T) => void }) {
+  return <fieldset class="choice"><legend>{label}</legend>
+    {options.map(([v, text, title]) => <label key={v} title={title} class={v === value ? "on" : ""}>
+      <input type="radio" name={label} checked={v === value} onChange={() => onChange(v)} />{text}</label>)}
+  </fieldset>;
+}
+
+export function Slider({ label, value, min, max, step, text, onInput, title }:
+  { label: string; value: number; min: number; max: number; step: number; text: string; onInput: (v: number) => void; title?: string }) {
+  return <label class="slider" title={title}><span>{label}</span>
+    <input type="range" min={min} max={max} step={step} value={value} aria-valuetext={text}
+      onInput={(e) => onInput(Number(e.currentTarget.value))} /><output>{text}</output></label>;
+}
+
+export function Tick({ label, value, onChange, title }: { label: string; value: boolean; onChange: (v: boolean) => void; title?: string }) {
+  return <label class="tick" title={title}><input type="checkbox" checked={value} onChange={(e) => onChange(e.currentTarget.checked)} />{label}</label>;
+}
+
+export function LayerSlider() {
+  const { view, w } = useShared();
+  const stack = known.run?.model.stacks.find((s) => s.id === view.stack);
+  const last = (stack?.layers.length ?? 1) - 1;
+  return <div class="layers"><button class="small" aria-label={`${w.layer} −`} disabled={view.layer <= 0} onClick={() => look({ layer: view.layer - 1 })}>−</button>
+    <Slider label={w.layer} value={view.layer} min={0} max={last} step={1} text={`${view.layer} / ${last}`} onInput={(layer) => look({ layer })} />
+    <button class="small" aria-label={`${w.layer} +`} disabled={view.layer >= last} onClick={() => look({ layer: view.layer + 1 })}>+</button></div>;
+}
+
+export function StackChoice() {
+  const { view, known, w } = useShared();
+  const stacks = known.run?.model.stacks ?? [];
+  if (stacks.length < 2) return null;
+  const name: Record<string, string> = { encoder: w.encoder, decoder: w.decoder, cross: w.crossStack };
+  return <Choice label={w.stack} value={view.stack} options={stacks.map((s) => [s.id as string, name[s.id]])}
+    onChange={(stack) => {
+      const count = stacks.find((s) => s.id === stack)!.layers.length;
+      look({ stack, layer: Math.min(view.layer, count - 1), q: null, k: null });
+    }} />;
+}
+
+/** The Python that gives the same numbers, to copy. */
+export function Snippet({ code }: { code: string }) {
+  const { w } = useShared();
+  const [done, set] = useState(false);
+  const copy = async () => { await navigator.clipboard.writeText(code); set(true); setTimeout(() => set(false), 1500); };
+  return <details class="snippet"><summary>{w.snippet}</summary><pre tabIndex={0}><code>{code}</code></pre>
+    <button class="small" onClick={copy}>{done ? w.copied : w.copy}</button></details>;
+}
+
+export function Honest({ test }: { test?: boolean }) {
+  const { view, known, w } = useShared();
+  const n = known.run?.numerics;
+  return <section class="honest">
+    <p class="caveat"><strong>{w.notExplanation}</strong></p>
+    <details><summary>{w.believe}</summary><p>{w.notExplanationWhy}</p>
+      {n && <p class="numerics"><span>{w.kernel}: {n.kernel}</span> <span>{w.dtype}: {n.dtype}</span>
+        {n.selfcheck !== null && <span title={w.selfcheckWhat} class={n.selfcheck > (n.dtype === "float32" ? 1e-3 : 2e-2) ? "bad" : "good"}>
+          {w.selfcheck}: {n.selfcheck.toExponential(1)}</span>}</p>}
+      {known.run?.hidden.notes.map((note) => <p key={note}>{note}</p>)}
+    </details>
+    {test && known.run?.caps.includes("causal") && <button onClick={() => look({ screen: "lab" }, true)}>{view.heads?.length === 1 ? w.testHead : w.lab} →</button>}
+  </section>;
+}
+
+export function save(name: string, content: Blob | string): void {
+  const blob = typeof content === "string" ? new Blob([content], { type: "text/csv" }) : content;
+  const link = document.createElement("a");
+  link.href = URL.createObjectURL(blob);
+  link.download = name;
+  link.click();
+  setTimeout(() => URL.revokeObjectURL(link.href), 1000);
+}
+
+export const csv = (rows: (string | number)[][]): string =>
+  rows.map((row) => row.map((x) => typeof x === "string" ? `"${x.replace(/"/g, '""')}"` : x).join(",")).join("\n") + "\n";
+
+/** Saves the picture of the screen (its visible canvases on paper) or its numbers. */
+export function Exports({ name, rows }: { name: string; rows?: () => (string | number)[][] }) {
+  const { w } = useShared();
+  const picture = () => {
+    const all = [...document.querySelectorAll<HTMLCanvasElement>("#picture canvas")];
+    if (!all.length) return;
+    const boxes = all.map((c) => c.getBoundingClientRect());
+    const x = Math.min(...boxes.map((b) => b.left)), y = Math.min(...boxes.map((b) => b.top));
+    const out = document.createElement("canvas");
+    out.width = (Math.max(...boxes.map((b) => b.right)) - x) * 2;
+    out.height = (Math.max(...boxes.map((b) => b.bottom)) - y) * 2;
+    const ctx = out.getContext("2d")!;
+    ctx.fillStyle = getComputedStyle(document.body).backgroundColor;
+    ctx.fillRect(0, 0, out.width, out.height);
+    ctx.scale(2, 2);
+    all.forEach((c, i) => ctx.drawImage(c, boxes[i].left - x, boxes[i].top - y, boxes[i].width, boxes[i].height));
+    ctx.fillStyle = getComputedStyle(document.body).color;
+    ctx.font = "13px system-ui, sans-serif";
+    for (const el of document.querySelectorAll<HTMLElement>("#picture [data-ink]")) {
+      const b = el.getBoundingClientRect();
+      ctx.textAlign = el.dataset.ink === "right" ? "right" : "left";
+      ctx.fillText(el.textContent ?? "", (el.dataset.ink === "right" ? b.right - 6 : b.left + 6) - x, b.top - y + b.height / 2 + 4);
+    }
+    out.toBlob((blob) => blob && save(`${name}.png`, blob));
+  };
+  return <div class="exports"><span>{w.export}</span><button class="small" onClick={picture}>PNG</button>
+    {rows && <button class="small" onClick={() => save(`${name}.csv`, csv(rows()))}>{w.csv}</button>}</div>;
+}
+
+/** What brings a run's tape in Python; every snippet begins with it. */
+export const base = (): string => known.run?.snippet ?? "";
+
+export const tokenLabel = (w: Words, token: Token, i: number, n: number): string =>
+  fill(w.tokenAt, { i: i + 1, n, s: plain(token), id: token.id }) + (token.special ? `, ${w.tokenSpecial}` : "");
+
+export const Side = ({ children }: { children: ComponentChildren }) => <aside class="side">{children}</aside>;
