@@ -10,7 +10,7 @@ const LIMIT = 120 * 1024; // of scripts and styles, gzip
 const made = await build({
   entryPoints: ["src/main.tsx", "src/style.css"],
   bundle: true, minify: true, write: false, outdir: "out", format: "esm", target: "es2022",
-  jsx: "automatic", jsxImportSource: "preact", charset: "utf8", legalComments: "none",
+  external: ["icon.svg"], jsx: "automatic", jsxImportSource: "preact", charset: "utf8", legalComments: "none",
   absWorkingDir: new URL(".", import.meta.url).pathname,
 });
 mkdirSync(OUT, { recursive: true });

@@ -63,18 +63,25 @@ def _no_skip(report):
 
 
 _attempts: list[str] = []
+_own_ports: set[int] = set()  # of 127.0.0.1, on which the test itself listens
 
 
 def _refuse_network(event, args):
     if event == "socket.connect" or event == "socket.sendto":
-        if args[0].family == getattr(socket, "AF_UNIX", None):
+        if args[0].family == getattr(socket, "AF_UNIX", None) or _own(*args[1][:2]):
             return
         _attempts.append(f"{event} {args[1]}")
+    elif event == "socket.getaddrinfo" and _own(*args[:2]):
+        return
     elif event in ("socket.getaddrinfo", "socket.gethostbyname"):
         _attempts.append(f"{event} {args[0]}")
     else:
         return
     raise RuntimeError(f"a test may not use the network: {_attempts[-1]}")
+
+
+def _own(host, port) -> bool:
+    return host == "127.0.0.1" and port in _own_ports
 
 
 sys.addaudithook(_refuse_network)  # stays for the life of the process; nothing can remove it
@@ -86,6 +93,13 @@ def network():
     _attempts.clear()
     yield _attempts
     assert not _attempts, f"the network was tried: {_attempts}"
+
+
+@pytest.fixture
+def loopback():
+    """loopback(port): what this test started on 127.0.0.1 may be spoken to until its end."""
+    yield _own_ports.add
+    _own_ports.clear()
 
 
 @pytest.fixture(autouse=True)

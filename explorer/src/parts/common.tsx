@@ -1,5 +1,5 @@
 // Small pieces that every screen uses.
-import type { ComponentChildren, JSX } from "preact";
+import type { CanvasHTMLAttributes, ComponentChildren } from "preact";
 import { useEffect, useLayoutEffect, useRef, useState } from "preact/hooks";
 import { Refusal } from "../api";
 import type { Token } from "../schema";
@@ -40,12 +40,12 @@ export function useSize<E extends HTMLElement>(): [(node: E | null) => void, { w
   return [setNode, size];
 }
 
-export interface CanvasProps extends Omit<JSX.HTMLAttributes<HTMLCanvasElement>, "width" | "height"> {
-  width: number; height: number; label?: string; draw: (ctx: CanvasRenderingContext2D) => void; deps: unknown[]; tall?: boolean;
+export interface CanvasProps extends Omit<CanvasHTMLAttributes<HTMLCanvasElement>, "width" | "height" | "label"> {
+  width: number; height: number; label?: string; draw: (ctx: CanvasRenderingContext2D) => void; deps: unknown[];
 }
 
 /** A canvas in CSS pixels, painted again when deps change. Without a label it is decoration. */
-export function Canvas({ width, height, label, draw, deps, tall: _, ...rest }: CanvasProps) {
+export function Canvas({ width, height, label, draw, deps, ...rest }: CanvasProps) {
   const ref = useRef<HTMLCanvasElement>(null);
   const { view } = useShared();
   useLayoutEffect(() => {

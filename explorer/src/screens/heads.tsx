@@ -6,9 +6,9 @@ import { MOST, paint, strongest, type Edge } from "../draw/edges";
 import { image, place } from "../draw/heatmap";
 import type { Token } from "../schema";
 import { base, Canvas, Choice, Exports, Honest, LayerSlider, Piece, plain, Side, Slider, Snippet, StackChoice, Tick, tokenLabel, useAsked, useSize, Waiting } from "../parts/common";
-import { current, headCount, hover, isSink, keys, look, point, queries, shownHeads, useHover, useShared } from "../state";
+import { current, headCount, hover, isSink, keys, look, point, queries, shownHeads, useHover, useShared, view, type View } from "../state";
 import { ROOT } from "../tensors";
-import { count, fill, number, percent } from "../words";
+import { count, fill, number, percent, type Words } from "../words";
 
 const WHOLE = 512; // tokens up to which a layer is fetched whole
 const ROW = 26; // pixels of a token
@@ -17,7 +17,7 @@ const SIDE = 170; // pixels of a column of tokens
 export interface Layer {
   at(head: number, q: number): ArrayLike<number> | null; // a dense row of weights, where there is one
   edges(heads: number[], rows: [number, number]): Edge[];
-  bytes: Uint8Array | null; rows: number; cols: number; rest(heads: number[], q: number): number;
+  bytes: Uint8Array | null; rows: number; cols: number; scale: number; rest(heads: number[], q: number): number;
 }
 
 /** The layer that is looked at: whole if it is small, else the strongest 32 keys of each query. */
@@ -37,14 +37,13 @@ export function useLayer(): ReturnType<typeof useAsked<Layer>> {
 
 function whole({ shape, data }: { shape: number[]; data: ArrayLike<number> }, scale: number, score: boolean): Layer {
   const [, rows, cols] = shape;
-  const weight = score ? (x: number) => 1 / (1 + Math.exp(-x)) : (x: number) => ROOT[x];
-  const at = (head: number, q: number) => {
-    const from = (head * rows + q) * cols;
-    return Float32Array.from({ length: cols }, (_, k) => Number.isFinite(data[from + k]) ? weight(data[from + k]) : 0);
-  };
-  const bytes = score ? Uint8Array.from(data, (x) => Number.isFinite(x) ? Math.round(255 * Math.sqrt(weight(x))) : 0) : data as Uint8Array;
+  const bytes = score ? stretched(data) : data as Uint8Array;
   return {
-    at, rows, cols, bytes, rest: () => 0 * scale,
+    rows, cols, bytes, scale, rest: () => 0,
+    at: (head, q) => Float32Array.from({ length: cols }, (_, k) => {
+      const i = (head * rows + q) * cols + k;
+      return score ? data[i] : ROOT[bytes[i]] * scale;
+    }),
     edges: (heads, [a, b]) => {
       const found: Edge[] = [];
       for (const head of heads) {
@@ -58,11 +57,20 @@ function whole({ shape, data }: { shape: number[]; data: ArrayLike<number> }, sc
   };
 }
 
+/** Scores as bytes, from the lowest to the highest; what a mask hides (-inf) is 0. */
+function stretched(scores: ArrayLike<number>): Uint8Array {
+  let low = Infinity, high = -Infinity;
+  for (let i = 0; i < scores.length; i++) {
+    if (Number.isFinite(scores[i])) { low = Math.min(low, scores[i]); high = Math.max(high, scores[i]); }
+  }
+  return Uint8Array.from(scores, (x) => Number.isFinite(x) ? 1 + Math.round(254 * (x - low) / (high - low || 1)) : 0);
+}
+
 function listed(got: Awaited<ReturnType<typeof tensors>>): Layer {
   const index = got.get("index").data, weight = got.get("weight"), rest = got.get("rest").data;
   const [, rows, k] = weight.shape;
   return {
-    at: () => null, rows, cols: rows, bytes: null,
+    at: () => null, rows, cols: rows, bytes: null, scale: 1,
     rest: (heads, q) => heads.reduce((sum, h) => sum + rest[h * rows + q], 0) / Math.max(1, heads.length),
     edges: (heads, [a, b]) => {
       const found: Edge[] = [];
@@ -107,9 +115,9 @@ export function Heads() {
       <div class="bar">
         <StackChoice /><LayerSlider />
         <Choice label={w.show} value={view.mode} options={[["lines", w.lines], ["map", w.map]]}
-          onChange={(mode) => look({ mode, heads: mode === "map" && view.heads?.length !== 1 ? [shownHeads()[0] ?? 0] : view.heads })} />
+          onChange={(mode) => look({ mode, value: view.value === "score" ? "weight" : view.value, heads: mode === "map" && view.heads?.length !== 1 ? [shownHeads()[0] ?? 0] : view.heads })} />
         {n <= WHOLE && <Choice label={w.value} value={view.value} onChange={(value) => look({ value })}
-          options={[["weight", w.weight, w.weightWhat], ["norm", w.norm, w.normWhat], ["score", w.score, w.scoreWhat]]} />}
+          options={view.mode === "map" ? [...VALUES(w), ["score", w.score, w.scoreWhat]] : VALUES(w)} />}
         <button class="small push" aria-pressed={expanded} onClick={() => expand(!expanded)}>{expanded ? w.shrink : w.expand}</button>
       </div>
       <div class="bar"><HeadChips />
@@ -119,14 +127,15 @@ export function Heads() {
       </div>
       <Says layer={asked.value} />
       {layer?.attn === "none" ? <p class="quiet">{w.noMatrix}</p> : <Waiting of={asked} />}
-      {asked.value && layer?.attn !== "none" && (view.mode === "lines" ? <Lines layer={asked.value} /> : <Map layer={asked.value} />)}
+      {asked.value && layer?.attn !== "none" && (view.mode === "lines" ? <Lines layer={asked.value} /> : <Matrix layer={asked.value} />)}
     </section>
     <Side><Row /><Honest test /><Snippet code={snippet()} /><Exports name={`heads-${view.layer}`} /></Side>
   </>;
 }
 
+const VALUES = (w: Words): [View["value"], string, string][] => [["weight", w.weight, w.weightWhat], ["norm", w.norm, w.normWhat]];
+
 const snippet = (): string => {
-  const { view } = useShared();
   const heads = view.heads ? `[${view.heads.join(", ")}]` : "None";
   const rows = view.q === null ? "" : `, rows=slice(${view.q}, ${view.q + 1})`;
   return `${base()}\nprint(tape.pattern(layer=${view.layer}, heads=${heads}${rows}, stack="${view.stack}"))`;
@@ -263,7 +272,7 @@ function Says({ layer }: { layer: Layer | null }) {
   const tokens = keys();
   const sum = new Map<number, number>();
   for (const e of layer.edges(heads, [q, q + 1])) {
-    if (view.sinks || !isSink(tokens[e.k], e.k)) sum.set(e.k, (sum.get(e.k) ?? 0) + e.w / heads.length);
+    if (view.sinks || !isSink(tokens[e.k], e.k)) sum.set(e.k, (sum.get(e.k) ?? 0) + e.w * layer.scale / heads.length);
   }
   const best = [...sum].sort((a, b) => b[1] - a[1]).slice(0, 3).filter(([, x]) => x > 0.004);
   return <p class="says" aria-live="polite">{fill(w.says, { q: plain(queries()[q]) })} {best.map(([k, x], i) =>
@@ -280,7 +289,7 @@ function Rest({ share, edges }: { share: Record<string, number>; edges: number }
     {total > 0.001 && <span>{fill(w.remainder, { p: percent(view.lang, total), why: say })}</span>}</div>;
 }
 
-function Map({ layer }: { layer: Layer }) {
+function Matrix({ layer }: { layer: Layer }) {
   const { view, w } = useShared();
   const [node, size] = useSize<HTMLDivElement>();
   const head = shownHeads()[0];

@@ -22,7 +22,8 @@ from mirada.core.attention import Attention
 from mirada.core.bias import Bias
 from mirada.core.cache import KV
 from mirada.errors import MiradaError
-from mirada.look import record, sites
+from mirada.look import sites
+from mirada.look.patterns import is_plain, listed, stretches, weights
 from mirada.look.sites import Spot
 
 TENSOR_OPS = ("zero", "mean", "resample", "patch", "scale")
@@ -170,7 +171,7 @@ def _within(model: nn.Module, change: Change) -> Change:
             continue
         if name not in counts:
             raise MiradaError(f"the site {change.site} has no {name} to choose from")
-        chosen = tuple(record.listed(chosen, counts[name], name[:-1]))
+        chosen = tuple(listed(chosen, counts[name], name[:-1]))
         change = replace(change, **{name: chosen})
     if change.site in ("attn", "cross", "mlp"):
         _part(model, change)
@@ -244,7 +245,7 @@ def _install(model: nn.Module, stack: nn.Module, spot: Spot, change: Change):
             if spot.layer == change.layer:
                 return (args[0], _values(_call(args, kwargs), change, spot)), kwargs
         return attention.attend.register_forward_pre_hook(hand, with_kwargs=True)
-    if not record.is_plain(attention.attend):
+    if not is_plain(attention.attend):
         raise MiradaError(f"{change.words}: this attention is more than weights over its keys, so "
                           "no look of it can be changed alone")
 
@@ -423,11 +424,11 @@ def _looked(call: Call, output: Tensor, change: Change, spot: Spot) -> Tensor:
     if change.op == "knockout":
         hidden = _keys(call, change.keys, spot)
         call = replace(call, bias=Hidden(call.bias, hidden, list(change.heads or range(H))))
-    for _, r0, r1 in record.stretches(list(enumerate(place for place, _ in at))):
+    for _, r0, r1 in stretches(list(enumerate(place for place, _ in at))):
         if hidden is None:
             made = _frozen(change, range(r0 + spot.start, r1 + spot.start), v.shape[2], spot, H)
         else:  # a row without any key left would share its weight among the hidden ones
-            made = record.weights(call, r0, r1).masked_fill(hidden[:, None, None], 0.0)
+            made = weights(call, r0, r1).masked_fill(hidden[:, None, None], 0.0)
         grouped = made.unflatten(1, (v.shape[1], -1)).flatten(2, 3)  # (B, G, H / G * R, S)
         brought = (grouped @ v.to(made.dtype)).reshape(len(made), H, r1 - r0, v.shape[3])
         out[:, :, r0:r1][index] = brought.expand(len(out), -1, -1, -1)[index].to(out.dtype)

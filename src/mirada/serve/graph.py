@@ -23,7 +23,10 @@ FEW = 64  # numbers of a vector that are shown
 
 @dataclass
 class Box:
-    """One slot of the tree: id, module, and the boxes that it reads."""
+    """One slot of the tree: id, module, and the boxes that it reads.
+
+    into: the module whose input this box's output is, where the box's own module does more.
+    """
 
     id: str
     kind: str
@@ -31,6 +34,7 @@ class Box:
     stack: str
     layer: int | None
     reads: list[str]
+    into: nn.Module | None = None
     shape: list[int] = field(default_factory=list)
 
 
@@ -93,6 +97,8 @@ def _sublayer(boxes, part, before: str, stack: str, layer: int, at: str, memory)
         return at
     at = _filled(boxes, f"{before}.post", part.post, *where, at)
     at = _box(boxes, f"{before}.add", "add", part, *where, [start, at])
+    if not isinstance(part.out, nn.Identity):
+        boxes[at].into = part.out
     return _filled(boxes, f"{before}.out", part.out, *where, at)
 
 
@@ -121,13 +127,9 @@ def _kind(module: nn.Module) -> str:
 def watch(model: nn.Module) -> Iterator[Pass]:
     """Within this context a pass leaves its boxes and lengths on the Pass; no tensor is held."""
     found, handles = Pass(plan(model)), []
-    by_module: dict[nn.Module, list[Box]] = {}
-    for box in found.boxes.values():
-        by_module.setdefault(box.module, []).append(box)
     for name, stack in sites.stacks(model).items():
-        handles += _follow(found, by_module, name, stack)
-    handles.append(model.head.register_forward_hook(
-        lambda module, args, out: _ran(found, found.boxes["head"], _first(out))))
+        handles += _follow(found, name, stack)
+    handles.append(_hear(found.boxes["head"], None, lambda box, x: _ran(found, box, _first(x))))
     try:
         yield found
     finally:
@@ -135,18 +137,13 @@ def watch(model: nn.Module) -> Iterator[Pass]:
             handle.remove()
 
 
-def _follow(found: Pass, by_module, name: str, stack: Stack) -> list:
+def _follow(found: Pass, name: str, stack: Stack) -> list:
     spot, handles = sites.follow(name, stack)
 
     def length(part: str, shift: int = 0):
         def take(module, args, output):
             found.lengths[name, part, spot.layer + shift] = _lengths(output)
         return take
-
-    def ran(module, args, output):
-        for box in by_module[module]:
-            if box.stack == name and box.layer in (None, spot.layer):
-                _ran(found, box, output)
 
     def began(module, args, output):
         found.lengths[name, "x", -1] = _lengths(output)
@@ -156,8 +153,23 @@ def _follow(found: Pass, by_module, name: str, stack: Stack) -> list:
         handles.append(block.register_forward_hook(length("x")))
         handles += [sites.adder(part).register_forward_hook(length(part_name))
                     for part_name, part in sites.sublayers(block)]
-    inside = {m for m in stack.modules() if m in by_module}
-    return handles + [m.register_forward_hook(ran) for m in inside]
+    own = [box for box in found.boxes.values() if box.stack == name]
+    return handles + [_hear(box, spot, lambda box, x: _ran(found, box, x)) for box in own]
+
+
+def _hear(box: Box, spot, told):
+    """A hook that hands told(box, its output) on whenever the box itself runs."""
+    def behind(module, args, output):
+        if spot is None or box.layer in (None, spot.layer):
+            told(box, output)
+
+    def before(module, args):
+        if box.layer == spot.layer:
+            told(box, args[0])
+
+    if box.into is not None:
+        return box.into.register_forward_pre_hook(before)
+    return box.module.register_forward_hook(behind)
 
 
 def _ran(found: Pass, box: Box, output) -> None:
@@ -178,13 +190,8 @@ def node(model: nn.Module, batch: dict, name: str, pos: int | None, paths: dict)
     box = plan(model)[name]
     stack = sites.stacks(model).get(box.stack)
     spot, handles = sites.follow(box.stack, stack) if stack is not None else (None, [])
-    kept = []
-
-    def take(module, args, output):
-        if box.layer is None or spot.layer == box.layer:
-            kept.append(_first(output).detach())
-
-    handles.append(box.module.register_forward_hook(take))
+    kept: list[Tensor] = []
+    handles.append(_hear(box, spot, lambda box, x: kept.append(_first(x).detach())))
     try:
         with torch.no_grad():
             model(**batch)

@@ -14,7 +14,7 @@ from torch import Tensor
 
 from mirada.core.attend import pinned
 from mirada.core.attention import Attention
-from mirada.core.heads import LMHead
+from mirada.core.heads import Classifier, LMHead
 from mirada.errors import MiradaError
 from mirada.look import describe, sites
 from mirada.look.record import Tape
@@ -45,7 +45,7 @@ class Served:
             return "next"
         if isinstance(self.model.head, LMHead):
             return "mask"
-        return "labels" if hasattr(self.model.head, "out") else "none"
+        return "labels" if isinstance(self.model.head, Classifier) else "none"
 
     def _data(self) -> dict:
         """The model's part of the schema."""

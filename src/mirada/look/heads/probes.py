@@ -56,6 +56,8 @@ class Probe:
 
 def _probe(kind: str, model, stack: str, batch: dict, ids: Tensor, **facts) -> Probe:
     tokenizer = model.tokenizer
+    if model.encoder_decoder:
+        batch = batch | {"decoder_input_ids": torch.full((len(ids), 1), model.config.start)}
     mask = batch.get("attention_mask")
     real = torch.ones_like(ids).bool() if mask is None or mask.shape != ids.shape else mask.bool()
     kinds = tokenizer.special_ids if tokenizer is not None else set()
@@ -74,13 +76,12 @@ def repeats(model, rows: int, period: int = PERIOD, times: int = TIMES, seed: in
     draw, stack = torch.Generator().manual_seed(seed), _stack(model)
     tokenizer, V = model.tokenizer, model.config.vocab
     special = tokenizer.special_ids if tokenizer is not None else set()
-    first = tokenizer.encode("", special=True).ids[:1] if tokenizer is not None else []
     usable = torch.tensor([i for i in range(V // 4, max(3 * V // 4, V // 4 + period))
                            if i not in special])  # neither the rarest nor the most frequent
     period = min(period, len(usable), (model.context or 1 << 20) // times - 1)
     made = torch.stack([usable[torch.randperm(len(usable), generator=draw)[:period]]
                         for _ in range(rows)])
-    begin = torch.tensor(first, dtype=made.dtype).expand(rows, -1)
+    begin = torch.tensor(_around(tokenizer)[0], dtype=made.dtype).expand(rows, -1)
     ids = torch.cat([begin, made.repeat(1, times)], 1)
     return _probe("repeats", model, stack, {"input_ids": ids}, ids)
 
@@ -92,12 +93,9 @@ def passages(model, texts: list[str], rows: int, length: int = PASSAGE) -> Probe
         ids = torch.randint(model.config.vocab, (rows, length),
                             generator=torch.Generator().manual_seed(1))
         return _probe("passages", model, _stack(model), {"input_ids": ids}, ids)
-    tokenizer = model.tokenizer
-    around = tokenizer.encode("", special=True).ids
-    begin = [i for i in around[:1] if i != tokenizer.sep_id and i not in tokenizer.eos_ids
-             or i == tokenizer.bos_id]
-    end = around[len(begin):]
-    inner, flow = length - len(around), tokenizer.encode(" ".join(texts), special=False).ids
+    begin, end = _around(model.tokenizer)
+    inner = length - len(begin) - len(end)
+    flow = model.tokenizer.encode(" ".join(texts), special=False).ids
     flow = flow * (1 + inner // max(len(flow), 1))
     cuts = [flow[n : n + inner] for n in range(0, len(flow) - inner + 1, inner)][:rows]
     ids = torch.tensor([[*begin, *cut, *end] for cut in cuts])
@@ -136,6 +134,13 @@ def placed(model, sentence: Sentence) -> list[list[int]]:
     most = model.context or len(found)
     return [[t for t, (x, y) in enumerate(found.offsets[:most]) if x < b and y > a and x < y]
             for a, b in sentence.spans]
+
+
+def _around(tokenizer) -> tuple[list[int], list[int]]:
+    """The special tokens that stand before and after a text."""
+    ids = tokenizer.encode("").ids if tokenizer is not None else []
+    first = [i for i in ids[:1] if i in (tokenizer.cls_id, tokenizer.bos_id)]
+    return first, ids[len(first):]
 
 
 def _stack(model) -> str:

@@ -54,9 +54,9 @@ N2/obj/T1 W=porque/mark/J2 R2/nsubj/J2 X2/cop/J2 J2/advcl/T1 .
 1 person, 2 animal | D1/det/N1 N1/nsubj/V1 V1/root D2/det/N2 N2/obj/V1 W=when/mark/I2 \
 R2/nsubj/I2 I2/advcl/V1 . | D1/det/N1 N1/nsubj/V1 V1/root C=a/case/N2 D2/det/N2 N2/obj/V1 \
 W=cuando/mark/I2 R2/nsubj/I2 I2/advcl/V1 .
-1 person, 2 person | W=after/mark/T1 D1/det/N1 N1/nsubj/T1 D2/det/N2 N2/obj/T1 \
-T1/advcl/J1 , R1/nsubj/J1 X1/cop/J1 J1/root . | W=cuando/mark/T1 D1/det/N1 N1/nsubj/T1 C=a/case/N2 \
-D2/det/N2 N2/obj/T1 T1/advcl/J1 , R1/nsubj/J1 X1/cop/J1 J1/root .
+1 person, 2 person | W=after/mark/T1 D1/det/N1 N1/nsubj/T1 T1/advcl/J1 D2/det/N2 \
+N2/obj/T1 , R1/nsubj/J1 X1/cop/J1 J1/root . | W=cuando/mark/T1 D1/det/N1 N1/nsubj/T1 T1/advcl/J1 \
+C=a/case/N2 D2/det/N2 N2/obj/T1 , R1/nsubj/J1 X1/cop/J1 J1/root .
 1 person, 2 person | D1/det/N1 N1/nsubj/E1 E1/root D2/det/N2 N2/nsubj/I2 I2/ccomp/E1 \
 K=and/cc/I1 R1/nsubj/I1 I1/conj/E1 . | D1/det/N1 N1/nsubj/E1 E1/root W=que/mark/I2 D2/det/N2 \
 N2/nsubj/I2 I2/ccomp/E1 K=y/cc/I1 R1/nsubj/I1 I1/conj/E1 .

@@ -1,0 +1,129 @@
+"""A view: one page that needs nothing else, an iframe in a notebook, a picture, numbers.
+
+All that a page shows travels as one deflated, base64 block, so that no token or name ever stands in
+its HTML; the page's own rule (CSP) lets only its own script run and nothing be fetched.
+"""
+
+from __future__ import annotations
+
+import base64
+import hashlib
+import html
+import io
+import json
+import zlib
+from collections.abc import Iterable
+from functools import cache
+from pathlib import Path
+
+from mirada.errors import MiradaError
+from mirada.look import draw
+from mirada.look.views.words import WORDS
+
+MOST = 20 << 20  # bytes of a page; browsers open larger ones slowly, notebooks grow by each
+SMALLER = ("take fewer layers (include_layers=[...]) or a shorter text, or open it in the "
+           "Explorer: mirada explore MODEL")
+HERE = Path(__file__).parent / "page"
+
+
+class View:
+    """What can be looked at as a page and as a picture, and read as numbers.
+
+    A kind says title, about (what JSON can hold) and blobs (bytes behind it) in contents(), what
+    its script is called in kind, and draws figure().
+    """
+
+    kind = ""
+    lang = "en"
+    tall = 620  # pixels of its place in a notebook
+
+    def contents(self) -> tuple[str, dict, Iterable[bytes]]:
+        """(title, what the script reads, the bytes that go with it)."""
+        raise NotImplementedError(f"{type(self).__name__} has no page")
+
+    def figure(self):
+        """The view as a matplotlib figure."""
+        raise NotImplementedError(f"{type(self).__name__} has no figure")
+
+    def html(self) -> str:
+        """The page. Raises MiradaError where it would be larger than MOST."""
+        title, about, blobs = self.contents()
+        return page(self.kind, title, about, blobs, self.lang)
+
+    def _repr_html_(self) -> str:
+        """The page as a notebook shows it: in an iframe of its own that reaches nothing outside."""
+        return (f'<iframe sandbox="allow-scripts allow-downloads" title="mirada: {self.kind}" '
+                f'style="width:100%;height:{self.tall}px;border:0" '
+                f'srcdoc="{html.escape(self.html())}"></iframe>')
+
+    def save_html(self, path) -> str:
+        """Write the page; the path it has."""
+        made = self.html()
+        return draw.written(draw.place(path, (".html",)),
+                            lambda aside: Path(aside).write_text(made, encoding="utf-8"))
+
+    def to_svg(self, path=None) -> str:
+        """The figure as SVG text; into `path` where one is given, which is then the answer."""
+        return self._picture("svg", path) if path else self._picture("svg").decode()
+
+    def to_png(self, path=None):
+        """The figure as PNG bytes; into `path` where one is given, which is then the answer."""
+        return self._picture("png", path)
+
+    def save(self, path) -> str:
+        """Write it as what the path's ending says: .html, or a picture's .png, .svg, .pdf."""
+        if str(path).endswith(".html"):
+            return self.save_html(path)
+        return draw.save(self.figure(), draw.place(path, (*draw.PICTURES, ".html")))
+
+    def _picture(self, form: str, path=None):
+        if path is not None:
+            return draw.save(self.figure(), draw.place(path, (f".{form}",)))
+        out = io.BytesIO()
+        self.figure().savefig(out, format=form, dpi=110)
+        return out.getvalue()
+
+
+def page(kind: str, title: str, about: dict, blobs: Iterable[bytes], lang: str) -> str:
+    """One HTML file: a script, a style and the data, each once."""
+    if lang not in WORDS:
+        raise MiradaError(f"views speak {', '.join(WORDS)}, not {lang!r}")
+    script, style = _source("common.js") + _source(f"{kind}.js"), _source("style.css")
+    about = {**about, "title": title, "words": WORDS[lang], "lang": lang}
+    rule = (f"default-src 'none'; script-src '{_hash(script)}'; style-src '{_hash(style)}'; "
+            "img-src data: blob:; base-uri 'none'; form-action 'none'")
+    return (f'<!doctype html><html lang="{lang}"><head><meta charset="utf-8">'
+            f'<meta http-equiv="Content-Security-Policy" content="{rule}">'
+            '<meta name="viewport" content="width=device-width, initial-scale=1">'
+            f"<title>{html.escape(title)}</title><style>{style}</style></head><body>"
+            f'<script type="application/base64" id="data">{block(about, blobs)}</script>'
+            f"<script>{script}</script></body></html>")
+
+
+def block(about: dict, blobs: Iterable[bytes]) -> str:
+    """base64 of deflate of: a length (u32), JSON of that length, bytes. Raises past MOST."""
+    head = json.dumps(about, ensure_ascii=False, separators=(",", ":"))
+    head = head.encode("utf-8", "replace")  # a lone surrogate is no text
+    press, parts, size = zlib.compressobj(6), [], 0
+    for blob in (len(head).to_bytes(4, "little"), head, *()):
+        parts.append(press.compress(blob))
+    for blob in blobs:
+        parts.append(press.compress(blob))
+        size = sum(map(len, parts)) * 4 // 3
+        if size > MOST:
+            raise MiradaError(f"this page would have more than {MOST >> 20} MB: {SMALLER}")
+    parts.append(press.flush())
+    made = base64.b64encode(b"".join(parts)).decode()
+    if len(made) > MOST:
+        raise MiradaError(f"this page would have {len(made) / 2**20:.0f} MB and {MOST >> 20} is "
+                          f"the most: {SMALLER}")
+    return made
+
+
+@cache
+def _source(name: str) -> str:
+    return (HERE / name).read_text(encoding="utf-8")
+
+
+def _hash(text: str) -> str:
+    return "sha256-" + base64.b64encode(hashlib.sha256(text.encode()).digest()).decode()
