@@ -4,9 +4,13 @@ import { useEffect, useRef, useState } from "preact/hooks";
 import { first } from "./examples";
 import { Oops } from "./parts/common";
 import { Strip } from "./parts/strip";
+import { Flow } from "./screens/flow";
 import { Heads } from "./screens/heads";
 import { Input } from "./screens/input";
+import { Lab } from "./screens/lab";
+import { Lens } from "./screens/lens";
 import { Model } from "./screens/model";
+import { Neurons } from "./screens/neurons";
 import { Next } from "./screens/next";
 import { boot, current, dismiss, known, look, open, point, start, useShared, view } from "./state";
 import { count, fill, type Lang, type Words } from "./words";
@@ -17,6 +21,10 @@ const SCREENS: Screen[] = [
   { id: "heads", title: "heads", what: "headsWhat", draw: Heads, able: can("attn") },
   { id: "model", title: "model", what: "modelWhat", draw: Model, able: can("attn") },
   { id: "next", title: "next", what: "nextWhat", draw: Next, able: () => !known.run || known.run.model.output !== "none" },
+  { id: "lab", title: "lab", what: "labWhat", draw: Lab, able: can("causal") },
+  { id: "flow", title: "flow", what: "flowWhat", draw: Flow, able: can("flow") },
+  { id: "lens", title: "lens", what: "lensWhat", draw: Lens, able: () => can("lens")() || can("dla")() },
+  { id: "neurons", title: "neurons", what: "neuronsWhat", draw: Neurons, able: () => can("qk")() || can("mlp")() },
   { id: "input", title: "input", what: "inputWhat", draw: Input, able: () => true },
 ];
 

@@ -111,6 +111,12 @@ export const shownHeads = (): number[] => {
 /** Tokens to which heads look when they have nothing to say: specials, and the first of a causal stack. */
 export const isSink = (token: Token, at: number): boolean => token.special || (at === 0 && !!current()?.causal);
 
+/** The token to begin with: a mask to be filled, else the last one that is a word. */
+function telling(run: Run, tokens: Token[]): number | null {
+  const mask = tokens.findIndex((t) => t.id === run.model.special.mask);
+  return mask >= 0 ? mask : tokens.length ? Math.max(0, tokens.findLastIndex((t) => !t.special)) : null;
+}
+
 function adopt(run: Run): void {
   known.run = run;
   const stack = run.model.stacks.find((s) => s.id === view.stack) ?? run.model.stacks.find((s) => s.id === "decoder")
@@ -118,7 +124,7 @@ function adopt(run: Run): void {
   const count = stack?.layers.length ?? 0;
   const layer = view.layer >= 0 && view.layer < count ? view.layer : Math.floor(count / 3);
   const n = run.tokens[stack?.queries ?? "decoder"]?.length ?? 0;
-  const q = view.q !== null && view.q < n ? view.q : null;
+  const q = view.q !== null && view.q < n ? view.q : telling(run, run.tokens[stack?.queries ?? "decoder"] ?? []);
   look({ run: run.run, stack: stack?.id ?? "", layer, q, k: q === null ? null : view.k });
 }
 

@@ -355,6 +355,12 @@ class Model(nn.Module):
         from mirada.look.intervene import intervene
         return intervene(self, *changes)
 
+    def explore(self, **options) -> None:
+        """Serve this model's Explorer to the browser until interrupted; options: lang, port,
+        open_page. See mirada.serve.explorer."""
+        from mirada.serve.explorer import explore
+        explore({self.origin.path or self.family: self}, **options)
+
     def generate(self, input_ids: Tensor, attention_mask: Tensor | None = None,
                  **options) -> Tensor:
         """Token ids, the prompt's and the new ones; see mirada.generate.loop.generate."""

@@ -142,10 +142,10 @@ def test_weights_in_blocks(type):
     """15-bit activations: the modules' own numbers to five parts in ten thousand."""
     model = in_blocks(built("llama", **WIDE), type)
     ids = ids_for(model)
-    program = lower.lower(model, half=False)
+    program = lower.lower(model, cache="float32")
     whole = Rows(program)(ids.tolist(), T)
     assert distance(whole, exactly(model, ids)) < 5e-4
-    shallow = Rows(lower.lower(model, half=False, codes=8))(ids.tolist(), T)
+    shallow = Rows(lower.lower(model, cache="float32", codes=8))(ids.tolist(), T)
     assert distance(shallow, exactly(model, ids)) < 5e-2
     half = Rows(lower.lower(model))(ids.tolist(), T)
     assert distance(half, whole) < 2e-3
@@ -157,12 +157,12 @@ def test_weights_in_blocks(type):
 @pytest.mark.parametrize("broken", ["codes", "scale"])
 def test_a_broken_block_shows(broken):
     model = in_blocks(built("llama", **WIDE), "Q4_0")
-    ids, right = ids_for(model), lower.lower(model, half=False)
+    ids, right = ids_for(model), lower.lower(model, cache="float32")
     blocks = model.body.blocks[0].mlp.f.down.blocks
     blocks[0, 2 if broken == "codes" else 1] ^= 0x77 if broken == "codes" else 4
     after = exactly(model, ids)
     assert distance(Rows(right)(ids.tolist(), T), after) > 2e-3
-    assert distance(Rows(lower.lower(model, half=False))(ids.tolist(), T), after) < 5e-4
+    assert distance(Rows(lower.lower(model, cache="float32"))(ids.tolist(), T), after) < 5e-4
 
 
 @pytest.fixture(scope="module")

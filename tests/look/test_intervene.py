@@ -5,6 +5,7 @@ import torch
 
 import mirada
 from mirada.errors import MiradaError
+from mirada.tasks import features
 
 
 @pytest.fixture(scope="module")
@@ -45,7 +46,6 @@ def test_no_change_changes_no_bit_and_leaves_no_hook(model, request):
     assert not any(x._forward_hooks or x._forward_pre_hooks for x in m.modules())
 
 
-@pytest.mark.scope("1.18.10")
 @pytest.mark.parametrize("model", ["gpt", "grouped"])
 def test_all_heads_gone_is_the_attention_gone(model, request):
     """What remains is the output projection's bias, which is no head's."""
@@ -74,7 +74,6 @@ def test_a_patch_with_itself_is_no_patch(model, site, request):
             assert torch.equal(again, plain)
 
 
-@pytest.mark.scope("1.18.10")
 @pytest.mark.parametrize("model", ["gpt", "grouped"])
 def test_the_whole_stream_patched_at_the_last_place_is_the_donor(model, request):
     m = request.getfixturevalue(model)
@@ -215,6 +214,14 @@ def test_generation_runs_changed(gpt):
         changed = gpt.generate(ids(), **greedy)
     assert not torch.equal(plain, changed)
     assert torch.equal(gpt.generate(ids(), **greedy), plain)
+
+
+def test_sentence_vectors_are_made_by_the_changed_model():
+    """The packed twin that embeds faster is left aside while somebody listens."""
+    m = mirada.build("bert", size="tiny", seed=1)
+    with m.intervene({"site": "mlp", "layer": 0, "op": "zero"}):
+        assert features.swift(m).body.blocks[0] is m.body.blocks[0]
+    assert features.swift(m).body.blocks[0] is not m.body.blocks[0]
 
 
 @pytest.mark.parametrize("stack", ["encoder", "decoder", "cross"])

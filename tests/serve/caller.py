@@ -32,9 +32,11 @@ def tokenizer(folder: Path, kind: str) -> Tokenizer:
 
 def models(folder: Path) -> dict:
     """A decoder, a masked model, an encoder-decoder and a classifier, by name."""
-    gpt = mirada.build("gpt2", size="tiny", seed=3)
-    bert = mirada.build("bert", size="tiny", seed=3, architecture="BertForMaskedLM")
-    gpt.tokenizer, bert.tokenizer = tokenizer(folder, "bpe"), tokenizer(folder, "wordpiece")
+    pieces, words = tokenizer(folder, "bpe"), tokenizer(folder, "wordpiece")
+    gpt = mirada.build("gpt2", size="tiny", seed=3, vocab=pieces.size)
+    bert = mirada.build("bert", size="tiny", seed=3, vocab=words.size,
+                        architecture="BertForMaskedLM")
+    gpt.tokenizer, bert.tokenizer = pieces, words
     return {"gpt": gpt, "bert": bert, "t5": mirada.build("t5", size="tiny", seed=3),
             "judge": mirada.build("bert", size="tiny", seed=4,
                                   architecture="BertForSequenceClassification")}

@@ -13,17 +13,18 @@ export function strongest(all: Edge[], most = MOST): { edges: Edge[]; rest: numb
   return { edges, rest: whole ? rest / whole : 0, dropped: Math.max(0, all.length - most) };
 }
 
-export interface Frame { width: number; height: number; top: number; row: number; left: number; right: number }
+export interface Frame { width: number; height: number; top: number; row: number; left: number; right: number; heads: number[] }
 
 /** Draws edges as curves from a query's row at the left to a key's row at the right. */
 export function paint(ctx: CanvasRenderingContext2D, edges: Edge[], frame: Frame, strength: number): number {
-  const { top, row, left, right, height } = frame;
+  const { top, row, left, right, height, heads } = frame;
   const middle = (left + right) / 2;
   let drawn = 0;
   ctx.lineCap = "round";
   for (let at = edges.length - 1; at >= 0; at--) { // the strongest last, on top
     const e = edges[at];
-    const a = (e.q + 0.5) * row - top, b = (e.k + 0.5) * row - top;
+    const aside = spread(heads.indexOf(e.head), heads.length) * row; // heads side by side, not one on another
+    const a = (e.q + 0.5) * row - top + aside, b = (e.k + 0.5) * row - top + aside;
     if ((a < -200 && b < -200) || (a > height + 200 && b > height + 200)) continue;
     ctx.globalAlpha = Math.min(1, strength * Math.max(0.06, e.w));
     ctx.strokeStyle = headColour(e.head);
@@ -37,3 +38,5 @@ export function paint(ctx: CanvasRenderingContext2D, edges: Edge[], frame: Frame
   ctx.globalAlpha = 1;
   return drawn;
 }
+
+const spread = (at: number, of: number): number => of < 2 ? 0 : (at / (of - 1) - 0.5) * 0.66;

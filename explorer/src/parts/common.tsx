@@ -194,4 +194,7 @@ export const base = (): string => known.run?.snippet ?? "";
 export const tokenLabel = (w: Words, token: Token, i: number, n: number): string =>
   fill(w.tokenAt, { i: i + 1, n, s: plain(token), id: token.id }) + (token.special ? `, ${w.tokenSpecial}` : "");
 
-export const Side = ({ children }: { children: ComponentChildren }) => <aside class="side">{children}</aside>;
+export function Side({ children }: { children: ComponentChildren }) {
+  const { w } = useShared();
+  return <aside class="side" aria-label={w.inspector}>{children}</aside>;
+}

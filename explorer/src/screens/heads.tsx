@@ -118,9 +118,9 @@ export function Heads() {
           onChange={(mode) => look({ mode, value: view.value === "score" ? "weight" : view.value, heads: mode === "map" && view.heads?.length !== 1 ? [shownHeads()[0] ?? 0] : view.heads })} />
         {n <= WHOLE && <Choice label={w.value} value={view.value} onChange={(value) => look({ value })}
           options={view.mode === "map" ? [...VALUES(w), ["score", w.score, w.scoreWhat]] : VALUES(w)} />}
-        <button class="small push" aria-pressed={expanded} onClick={() => expand(!expanded)}>{expanded ? w.shrink : w.expand}</button>
       </div>
       <div class="bar"><HeadChips />
+        <button class="small push" aria-pressed={expanded} onClick={() => expand(!expanded)}>{expanded ? w.shrink : w.expand}</button>
         {view.mode === "lines" && <Tick label={w.sinks} title={w.sinksWhat} value={view.sinks} onChange={(sinks) => look({ sinks })} />}
         {view.mode === "lines" && <Slider label={w.least} value={view.least} min={0} max={0.5} step={0.01} text={percent(view.lang, view.least)} onInput={(least) => look({ least })} />}
         {paired && <Choice label={w.query} value={view.pair} options={[["all", w.bothWays], ["ab", w.ab], ["ba", w.ba]]} onChange={(pair) => look({ pair })} />}
@@ -178,8 +178,9 @@ function Lines({ layer }: { layer: Layer }) {
   const right = Math.max(SIDE + 120, Math.min(size.width - SIDE, SIDE + 560));
   useEffect(() => () => point(null), []);
   if (!shownHeads().length) return <p class="quiet">{w.noHeads}</p>;
-  const frame = { width: size.width, height, top, row: ROW, left: SIDE, right };
+  const frame = { width: size.width, height, top, row: ROW, left: SIDE, right, heads: shownHeads() };
   return <>
+    <div class="titles" style={{ width: `${right + SIDE}px` }}><span style={{ width: `${SIDE}px` }}>{w.query} ({w.looks})</span><span style={{ width: `${SIDE}px` }}>{w.key} ({w.isLookedAt})</span></div>
     <div class="columns" ref={node} tabIndex={-1} onScroll={(e) => setTop(e.currentTarget.scrollTop)} onPointerLeave={() => point(null)}>
       <div class="long" style={{ height: `${whole}px` }}>
         <Faint edges={edges} frame={frame} /><Focus edges={edges} frame={frame} />

@@ -68,7 +68,7 @@ export function Next() {
           <button class="main" disabled={known.busy} onClick={() => step(draw(found, Math.random()))}>{w.sample}</button>
           <button disabled={known.busy} onClick={() => step(found.order[0])}>{w.likeliest}</button>
           <button disabled={!parent || known.busy} onClick={() => open(parent)}>{w.undo}</button></div>}
-        <table class="next"><thead><tr><th class="num">{w.id}</th><th>{w.token}</th><th class="wide">{w.prob}</th><th class="num">{w.chance}</th><th class="num">{w.logit}</th><th class="num">{w.scaled}</th></tr></thead>
+        <table class="next"><thead><tr><th class="num">{w.id}</th><th>{w.token}</th><th class="num" colSpan={2}>{w.prob}</th><th class="num">{w.logit}</th><th class="num">{w.scaled}</th></tr></thead>
           <tbody>{top.map((id) => <tr key={id} class={found.p[id] ? "" : "out"}>
             <td class="num">{id}</td><th scope="row">{run.model.output === "next" && run.model.live
               ? <button class="plain" disabled={known.busy} onClick={() => step(id)}><Piece s={names[id] ?? "…"} /></button> : <Piece s={labels?.[id] ?? names[id] ?? String(id)} />}</th>

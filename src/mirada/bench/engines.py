@@ -105,7 +105,9 @@ class LlamaCpp:
     def write(self, context: int, rows: int, new: int) -> list[float]:
         import numpy
         c, needed = self.c, rows * (context + new + 2)
-        if self.size[0] < needed or self.size[1] < rows:
+        if self.size != (needed, rows):  # it divides its cache among as many rows as it is told
+            if self.context is not None:
+                c.llama_free(self.context)
             params = c.llama_context_default_params()
             params.n_ctx, params.n_batch, params.n_seq_max = needed, max(512, context), rows
             params.n_threads = params.n_threads_batch = self.threads

@@ -1,8 +1,9 @@
-"""mirada look: the picture of who looks at whom."""
+"""mirada look: the picture of who looks at whom, and other readings of one pass."""
 
-from .common import load, model_argument, show
+from .common import drawn, load, model_argument, show
 
 HELP = "draw which token looks at which"
+FLOWS = ("rollout", "maxflow", "routes")
 
 
 def fill(parser) -> None:
@@ -12,10 +13,31 @@ def fill(parser) -> None:
     parser.add_argument("--layer", type=int, help="default: that of the strongest link")
     parser.add_argument("--head", type=int)
     parser.add_argument("--stack", choices=("encoder", "decoder", "cross"))
-    parser.add_argument("-o", "--out", default="attention.png", help="a .png, .svg or .pdf")
+    kinds = parser.add_mutually_exclusive_group()
+    kinds.add_argument("--flow", dest="kind", nargs="?", const="rollout", choices=FLOWS,
+                       help="where a token's information may have come from")
+    kinds.add_argument("--lens", action="store_const", const="lens", dest="kind",
+                       help="what each layer would already answer")
+    kinds.add_argument("--dla", action="store_const", const="dla", dest="kind",
+                       help="what each part adds to one logit")
+    kinds.add_argument("--neurons", action="store_const", const="neurons", dest="kind",
+                       help="which neurons of --layer wrote most")
+    kinds.add_argument("--redundant", action="store_const", const="redundant", dest="kind",
+                       help="which heads do the same")
+    parser.add_argument("--at", type=int, default=-1, metavar="N",
+                        help="the token that a flow, --dla or --neurons looks at; default: the last")
+    parser.add_argument("--token", metavar="WORD", help="whose logit --lens and --dla follow")
+    parser.add_argument("-o", "--out", help="a .png, .svg or .pdf; default: attention.png, none "
+                        "for the other readings")
 
 
 def run(args) -> None:
-    from mirada.look.pictures import look
-    show(args, look(load(args), args.text, to=args.to, layer=args.layer, head=args.head,
-                    stack=args.stack, out=args.out))
+    if args.kind is None:
+        from mirada.look.pictures import look
+        show(args, look(load(args), args.text, to=args.to, layer=args.layer, head=args.head,
+                        stack=args.stack, out=args.out or "attention.png"))
+        return
+    from mirada.look.readings import reading
+    show(args, drawn(args, lambda: reading(load(args), args.text, args.kind, to=args.to,
+                                           layer=args.layer, stack=args.stack, token=args.token,
+                                           at=args.at)))

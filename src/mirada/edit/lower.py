@@ -32,6 +32,7 @@ ACTS: dict[int, Callable[[Tensor], Tensor]] = {  # the runtime's activations, by
     1: F.silu, 2: F.gelu, 3: lambda x: F.gelu(x, approximate="tanh"), 4: F.relu,
     5: lambda x: F.relu(x).square()}
 TABLE = 1024  # positions that the rotary tables hold at first; they double
+SLICE = 1 << 21  # bytes of a file that are packed at a time, and then let go of
 LOGITS = -1  # stands for the buffer behind the last: the caller's
 FLOATS = {torch.float32: "F32", torch.float16: "F16", torch.bfloat16: "BF16"}
 
@@ -50,10 +51,11 @@ def attach(model, **options) -> Native:
     return model.native
 
 
-def lower(model, *, half: bool | None = None, codes: int = 16, flags=()) -> Native:
+def lower(model, *, cache: str | None = None, codes: int = 16, flags=()) -> Native:
     """A model's native program, with its weights copied into the runtime's layout.
 
-    half: keys and values are kept in half precision; None: where any weight is quantized.
+    cache: what keys and values are kept in where a generation does not say: "float32", "float16" or
+    "int8"; None: "float16" where any weight is quantized, else "float32".
     codes: bits of the activations that quantized weights meet. With 16 the logits are the modules'
     to a few parts in ten thousand; 8, as other engines have it, reads prompts and batches half
     as fast again, and its rounding shows: 0.2 in a logit, 0.005 nats, of a 135 M model.
@@ -61,11 +63,14 @@ def lower(model, *, half: bool | None = None, codes: int = 16, flags=()) -> Nati
     """
     if codes not in (8, 16):
         raise MiradaError(f"codes is {codes}; activations have 8 bits or 16")
+    if cache is not None and cache not in rt.CACHES:
+        raise MiradaError(f"no cache is kept in {cache!r}; there are {', '.join(rt.CACHES)}")
     lowering = Lowering()
     lowering.model(model)
     lib = library(*([] if codes == 16 else ["-DDEEP=0"]), *flags)
-    native = lowering.native(lib, half)
+    native = lowering.native(lib, cache)
     native.stamp = _stamp(model)
+    native.options = dict(cache=cache, codes=codes, flags=flags)
     return native
 
 
@@ -73,11 +78,11 @@ def ready(model) -> Native | None:
     """The program that generation may run now, or None where torch must: see `path`."""
     if _watched(model):
         return None
-    if isinstance(model.native, Native) and model.native.stamp != _stamp(model):
-        model.native = None if _kept(model) else lower(model)  # its weights are others now
-    if model.native is None and _kept(model):
+    own = model.native
+    changed = isinstance(own, Native) and own.stamp != _stamp(model)  # its weights are others now
+    if changed or (own is None and _kept(model)):
         try:
-            attach(model)
+            attach(model, **(own.options if changed else {}))
         except Unlowered as error:
             model.native = str(error)
         except Unbuilt as error:
@@ -136,7 +141,7 @@ class Lowering:
         self.keep: list[Tensor] = []  # whose addresses the operators hold
         self.packs: list[tuple[Operator, str, Tensor]] = []  # a matrix's place, and its rows
         self.rotaries: list[tuple[Operator, Rotary]] = []
-        self.page, self.group, self.positions = 0, 1, 1 << 30  # page: elements so far
+        self.group, self.positions = 1, 1 << 30
         self.path = "the model"  # what is lowered now, for messages
 
     def fail(self, module: nn.Module, why: str = "has no native operator") -> Unlowered:
@@ -261,9 +266,7 @@ class Lowering:
         q, k, v = (self.buffer(name, n) for name, n in (("q", H * K), ("k", G * K), ("v", G * V)))
         z = self.buffer("z" + own, H * V)
         self.linears([(a.q, q), (a.k, k), (a.v, v)], x, pre)
-        shape = dict(heads=H, kv_heads=G, head=K, value=V,
-                     at_k=self.page, at_v=self.page + G * K * rt.PAGE)  # bytes once all is known
-        self.page += G * (K + -(-V // 16) * 16) * rt.PAGE
+        shape = dict(heads=H, kv_heads=G, head=K, value=V)
         turn = self.op("turn", src=q, dst=k, extra=v, **shape)
         if not _empty(a.qk_norm):
             self.qk_norm(a.qk_norm, turn)
@@ -384,26 +387,26 @@ class Lowering:
         weight = module.weight.detach()
         return weight.contiguous(), rt.KINDS[FLOATS[weight.dtype]]
 
-    def native(self, lib, half: bool | None) -> Native:
+    def native(self, lib, cache: str | None = None) -> Native:
         if len(self.widths) >= rt.BUFFERS:
             raise Unlowered(f"its blocks need more than {rt.BUFFERS - 1} buffers")
-        if half is None:
-            half = any(op.a.kind not in (0, 1, 30) for op in self.ops)
-        size = 2 if half else 4
+        wide = [rt.KINDS[name] for name in FLOATS.values()]
+        cache = cache or ("float32" if all(op.a.kind in wide for op in self.ops) else "float16")
         self.pack(lib)
         for op in self.ops:
-            op.at_k, op.at_v = op.at_k * size, op.at_v * size
             op.dst = len(self.widths) if op.dst == LOGITS else op.dst
         ops = (Operator * len(self.ops))(*self.ops)
-        program = Program(ops, len(ops), len(self.widths), half, self.group, self.vocab,
-                          self.positions, page_bytes=self.page * size)
+        program = Program(ops, len(ops), len(self.widths), 0, self.group, self.vocab,
+                          self.positions)
         program.width[: len(self.widths)] = self.widths
         places = [(n, r) for n, op in enumerate(self.ops) for o, r in self.rotaries if o is op]
-        grow = _Turns(program, places, self.positions) if places else None
-        return Native(lib, program, [ops, *self.keep], grow)
+        grow = None
+        if places:
+            grow, program.positions = _Turns(places, self.positions), 0
+        return Native(lib, program, cache, self.keep, grow)
 
     def pack(self, lib) -> None:
-        """Copy every matrix into the runtime's layout."""
+        """Copy every matrix into the runtime's layout, and let go of the file's pages after it."""
         def shape(op, place):
             at = getattr(op, place)
             return at, (at.kind, at.rows, at.cols)
@@ -414,27 +417,32 @@ class Lowering:
         for (op, place, rows), size in zip(self.packs, sizes, strict=True):
             at, numbers = shape(op, place)
             at.data = memory.take(size)
-            lib.mirada_pack(*numbers, rows.data_ptr(), at.data, torch.get_num_threads())
+            stride, tiles = rows.nbytes // at.rows, -(-at.rows // 16)
+            some = max(1, SLICE // (16 * stride))  # tiles at a time
+            for tile in range(0, tiles, some):
+                here, count = tile * 16 * stride, min(16 * some, at.rows - 16 * tile)
+                to, of = at.data + size // tiles * tile, rows.data_ptr() + here
+                lib.mirada_pack(at.kind, count, at.cols, of, to, torch.get_num_threads())
+                lib.mirada_forget(of, count * stride)
             at.kind = lib.mirada_kind(at.kind)
 
 
 class _Turns:
-    """The rotary tables of a program, which grow with the longest text."""
+    """The rotary tables of a program and its forks, which grow with the longest text."""
 
-    def __init__(self, program: Program, places: list[tuple[int, Rotary]], most: int):
-        self.program, self.places, self.most = program, places, most
-        self.tables: dict[Rotary, Tensor] = {}
-        program.positions = 0
+    def __init__(self, places: list[tuple[int, Rotary]], most: int):
+        self.places, self.most = places, most
+        self.tables: dict[tuple[Rotary, int], Tensor] = {}  # all that any fork may point at
 
-    def __call__(self, positions: int) -> None:
+    def __call__(self, program: Program, positions: int) -> None:
         length = min(max(TABLE, 1 << (positions - 1).bit_length()), self.most)
         steps = torch.arange(length)[None]
         for n, rotary in self.places:
-            if len(self.tables.get(rotary, ())) != length:
+            if (rotary, length) not in self.tables:
                 cos, sin = rotary.table(steps, torch.float32)  # (1, 1, N, dim / 2)
-                self.tables[rotary] = torch.cat([cos, sin], -1)[0, 0].contiguous()
-            self.program.ops[n].p[2] = self.tables[rotary].data_ptr()
-        self.program.positions = length
+                self.tables[rotary, length] = torch.cat([cos, sin], -1)[0, 0].contiguous()
+            program.ops[n].p[2] = self.tables[rotary, length].data_ptr()
+        program.positions = length
 
 
 def _empty(module: nn.Module) -> bool:

@@ -32,8 +32,9 @@ class Options:
     several, () for none; None: generation_config.json's, else the config's and the tokenizer's.
     pad_token_id: what fills finished rows. stop: a text or several; the token that completes one
     is the last. seed: for sampling, which leaves torch's own generator alone, or a torch.Generator
-    to draw from; None: new numbers each time. cache: "growing", "static", "rolling", or Caches that
-    hold the prompt's beginning already. context: most tokens in all, the model's own when None.
+    to draw from; None: new numbers each time. cache: "growing", "static", "rolling"; "float32",
+    "float16" or "int8", which are the native runtime's; or what holds the prompt's beginning
+    already. context: most tokens in all, the model's own when None.
     encoder_outputs (B, S, D): the memory, when it is known. decoder_start_token_id: the first id of
     an encoder-decoder's answer.
     forced_bos_token_id: what stands behind that id (or behind a prompt of one token).

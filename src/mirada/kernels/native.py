@@ -31,6 +31,8 @@ OPERATORS = ("embed", "norm", "linear", "turn", "attend", "gather", "scale", "ca
 KINDS = {"F32": 0, "F16": 1, "BF16": 30, "Q4_0": 2, "Q4_1": 3, "Q5_0": 6, "Q5_1": 7, "Q8_0": 8,
          "Q4_K": 12, "Q5_K": 13, "Q6_K": 14, "I8": 256, "NF4": 257,
          "FP4": 258}  # what a weight may be, by ggml's numbers and, from 256 on, the runtime's own
+CACHES = {"float32": (0, 4, 0), "float16": (1, 2, 0),
+          "int8": (2, 1, 4)}  # how keys may be kept: its number, bytes a number, bytes of a scale
 FLOATS = ("F32", "F16", "BF16", "NF4", "FP4")  # those that meet activations as they are
 REFUSALS = {1: "a token id is not of the vocabulary", 2: "a token's row has no table",
             3: "a position lies beyond its row's table or the model's positions",
@@ -55,7 +57,7 @@ class Operator(ctypes.Structure):
 class Program(ctypes.Structure):
     _fields_ = [("ops", ctypes.POINTER(Operator))]
     _fields_ += [(name, c_int32) for name in (
-        "count", "buffers", "half", "group", "vocab", "positions")]
+        "count", "buffers", "cache", "group", "vocab", "positions")]
     _fields_ += [("width", c_int32 * BUFFERS), ("page_bytes", c_int64)]
 
 
@@ -93,7 +95,7 @@ def library(*more: str) -> ctypes.CDLL:
     lib.mirada_packed_bytes.restype = c_int64
     lib.mirada_memory.restype = c_void_p
     lib.mirada_memory.argtypes = [c_int64]
-    lib.mirada_release.argtypes = [c_void_p, c_int64]
+    lib.mirada_release.argtypes = lib.mirada_forget.argtypes = [c_void_p, c_int64]
     lib.mirada_pack.argtypes = [c_int32] * 3 + [c_void_p] * 2 + [c_int32]
     lib.mirada_expand.argtypes = [c_int32] * 2 + [c_void_p] * 2
     return lib
@@ -171,35 +173,75 @@ class Memory:
             self.lib.mirada_release(self.start, max(self.size, 1))
 
 
+def laid_out(program: Program, cache: str) -> Program:
+    """The program with keys and values kept as one of CACHES: each operator told where."""
+    number, size, scale = CACHES[cache]
+    ops = (Operator * program.count)()
+    ctypes.memmove(ops, program.ops, ctypes.sizeof(ops))
+    end = at_k = at_v = 0
+    for op in ops:
+        if op.op == OPERATORS.index("turn"):
+            slots, wide = op.kv_heads * PAGE, -(-op.value // 16) * 16
+            at_k, at_v = end, end + slots * (op.head * size + scale)
+            end = at_v + slots * (wide * size + scale)
+        op.at_k, op.at_v = at_k, at_v
+    new = Program.from_buffer_copy(program)
+    new.ops, new.cache, new.page_bytes = ops, number, end
+    return new
+
+
+def available() -> int:
+    """Bytes of memory that could be had now; what swapping would add is not counted."""
+    known = Path("/proc/meminfo")
+    if not known.exists():
+        return 1 << 62
+    line = next(x for x in known.read_text().splitlines() if x.startswith("MemAvailable"))
+    return int(line.split()[1]) << 10
+
+
 class Native:
     """A program, its weights, and a pool of pages that hold keys and values.
 
-    block: tokens in a page. block_bytes: its size, over all layers. A step is over a flat list of
-    tokens of any sequences; a page belongs to whoever names it in its table.
+    block: tokens in a page. block_bytes: its size, over all layers. cache: how the pool keeps keys
+    and values, one of CACHES; int8 has a scale for each token and head, and rounds to 1/254 of the
+    largest of its numbers. A step is over a flat list of tokens of any sequences; a page belongs to
+    whoever names it in its table.
     """
 
     block = PAGE
 
-    def __init__(self, lib: ctypes.CDLL, program: Program, keep: list, grow=None):
-        """keep: what the program points at. grow(positions): called before positions that the
-        program has no tables for; it must raise program.positions."""
-        self.lib, self.program, self.keep, self.grow = lib, program, keep, grow
-        self.block_bytes, self.vocab = int(program.page_bytes), int(program.vocab)
+    def __init__(self, lib: ctypes.CDLL, program: Program, cache: str, keep: list, grow=None):
+        """keep: what the program points at. grow(program, positions): called before positions that
+        the program has no tables for; it must raise program.positions."""
+        self.lib, self.cache, self.keep, self.grow = lib, cache, keep, grow
+        self.program = laid_out(program, cache)
+        self.block_bytes, self.vocab = int(self.program.page_bytes), int(program.vocab)
         self.pool = torch.empty(0, self.block_bytes, dtype=torch.uint8)
         self.threads: int | None = None  # torch's own number when None
-        self.stamp: list = []  # the tensors that it was made of; see edit.lower
+        self.stamp: list = []  # the tensors that it was made of, and how; see edit.lower
+        self.options: dict = {}
 
-    def fork(self) -> Native:
-        """The same program and weights with an empty pool of its own."""
-        new = Native(self.lib, self.program, self.keep, self.grow)
-        new.threads, new.stamp = self.threads, self.stamp
+    def fork(self, cache: str | None = None) -> Native:
+        """The same program and weights with an empty pool of its own, of another kind if asked."""
+        new = Native(self.lib, self.program, cache or self.cache, self.keep, self.grow)
+        new.threads, new.stamp, new.options = self.threads, self.stamp, self.options
         return new
 
     def __deepcopy__(self, memo) -> None:
         """A copied model lowers itself anew: its weights are others."""
 
     def reserve(self, blocks: int) -> None:
-        """Room for so many pages; what the first of them hold stays."""
+        """Room for so many pages; what the first of them hold stays. Raises MiradaError where the
+        memory is not there."""
+        needed, there = blocks * self.block_bytes, available()
+        if needed > there:
+            small = self.block_bytes // self.block
+            smaller = "" if self.cache == "int8" else ', give cache="int8"'
+            raise MiradaError(
+                f"keys and values of {blocks * self.block:,} tokens need {needed / 1e9:.1f} GB "
+                f"({small:,} bytes a token in {self.cache}) and {there / 1e9:.1f} GB are free: ask "
+                f"for fewer tokens or rows{smaller}, or shorten the text to a window "
+                "(mirada.generate.window.fit)")
         old, self.pool = self.pool, torch.empty(blocks, self.block_bytes, dtype=torch.uint8)
         kept = min(len(old), blocks)
         self.pool[:kept] = old[:kept]
@@ -229,7 +271,7 @@ class Native:
     def _run(self, ids, positions, rows, tables, score, out) -> None:
         longest = int(positions.max()) + 1
         if longest > self.program.positions and self.grow is not None:
-            self.grow(longest)
+            self.grow(self.program, longest)
         if not len(ids) == len(positions) == len(rows):
             raise MiradaError("ids, positions and rows of a step must be of one length")
         batch = Batch(len(ids), len(tables), tables.shape[1], len(score), len(self.pool), 0,

@@ -12,6 +12,7 @@
    A token's numbers do not depend on which tokens share its step, nor on how many threads there
    are: every sum has one order. */
 
+#include <fcntl.h>
 #include <math.h>
 #include <pthread.h>
 #include <sched.h>
@@ -68,6 +69,7 @@ enum { EMBED, NORM, LINEAR, TURN, ATTEND, GATHER, SCALE, CAP };    /* operators 
 enum { REUSE = 1, OPEN = 2, ADD = 4, INTERLEAVED = 8 };            /* flags of an operator */
 enum { NO_NORM, RMS, LAYER };
 enum { NO_ACT, SILU, GELU, GELU_TANH, RELU, RELU2 };
+enum { FLOATS, HALVES, BYTES }; /* what keys and values are kept as */
 
 typedef struct {
     int32_t kind, rows, cols, unused;
@@ -86,7 +88,7 @@ typedef struct {
 
 typedef struct {
     const operator *ops;
-    int32_t count, buffers, half, group, vocab, positions;
+    int32_t count, buffers, cache, group, vocab, positions;
     int32_t width[BUFFERS];
     int64_t page_bytes;
 } program;
@@ -582,6 +584,25 @@ void *mirada_memory(int64_t bytes) {
 
 void mirada_release(void *p, int64_t bytes) { munmap(p, bytes); }
 
+/* Gives back the pages of a mapped file that lie in these bytes: they are read again when they are
+   needed. Pages that were written to are no longer the file's, and stay. */
+void mirada_forget(const uint8_t *p, int64_t bytes) {
+#ifdef __linux__
+    enum { SOME = 512 };
+    int64_t size = sysconf(_SC_PAGESIZE), page = ((intptr_t)p + size - 1) / size;
+    int64_t end = ((intptr_t)p + bytes) / size;
+    int file = open("/proc/self/pagemap", O_RDONLY | O_CLOEXEC);
+    for (int64_t some, n; file >= 0 && page < end; page += some) {
+        uint64_t state[SOME];
+        some = MIN(SOME, end - page), n = 0;
+        if (pread(file, state, some * 8, page * 8) != some * 8) break;
+        while (n < some && (state[n] >> 62 == 0 || state[n] >> 61 & 1)) n++; /* none, or a file's */
+        if (n == some) madvise((void *)(page * size), some * size, MADV_DONTNEED);
+    }
+    if (file >= 0) close(file);
+#endif
+}
+
 INLINE int padded(const operator *o) { return (o->value + LANES - 1) / LANES * LANES; }
 
 /* ---- one step ------------------------------------------------------------------------------- */
@@ -886,6 +907,20 @@ static void linear(step *s, const operator *o, atomic_int *next, int tokens, int
     }
 }
 
+/* Bytes have a scale for each token and head, which stand behind a page's codes: [head][slot]. */
+INLINE float *scales_of(const uint8_t *codes, const operator *o, int is_v) {
+    return (float *)(codes + (int64_t)o->kv_heads * PAGE * (is_v ? padded(o) : o->head));
+}
+
+/* notes the scale of x, one token's key or value; gives codes per unit */
+static float byte_scale(uint8_t *codes, const operator *o, int is_v, int g, int slot,
+                        const float *x, int size) {
+    float most = 0;
+    for (int j = 0; j < size; j++) most = MAX(most, fabsf(x[j]));
+    scales_of(codes, o, is_v)[g * PAGE + slot] = most / 127;
+    return most > 0 ? 127 / most : 0;
+}
+
 /* q and k of each token normed and rotated; k and v into their page. Items: token x head. */
 static void turn(step *s, const operator *o, int thread) {
     const batch *b = s->b;
@@ -912,32 +947,35 @@ static void turn(step *s, const operator *o, int thread) {
         int slot = position % PAGE;
         uint8_t *here = b->pool + page * s->p->page_bytes + (is_v ? o->at_v : o->at_k);
         int64_t k0 = (int64_t)g * size * PAGE + slot, v0 = ((int64_t)g * PAGE + slot) * wide;
+        float per = s->p->cache == BYTES ? byte_scale(here, o, is_v, g, slot, x, size) : 1;
         for (int j = 0; j < size; j++) {
             int64_t to = is_v ? v0 + j : k0 + (int64_t)j * PAGE;
-            if (s->p->half) ((uint16_t *)here)[to] = to_half(MAX(-65504.0f, MIN(65504.0f, x[j])));
-            else ((float *)here)[to] = x[j];
+            if (s->p->cache == BYTES) ((int8_t *)here)[to] = (int8_t)rintf(x[j] * per);
+            else if (s->p->cache == FLOATS) ((float *)here)[to] = x[j];
+            else ((uint16_t *)here)[to] = to_half(MAX(-65504.0f, MIN(65504.0f, x[j])));
         }
     }
 }
 
-INLINE f32x16 kept(const int half, const void *at, int64_t i) {
-    if (half) return load_half((const uint16_t *)at + i);
-    return load((const float *)at + i);
+INLINE f32x16 kept(const int cache, const void *at, int64_t i) {
+    if (cache == HALVES) return load_half((const uint16_t *)at + i);
+    if (cache == FLOATS) return load((const float *)at + i);
+    return __builtin_convertvector(*(const any_i8x16 *)((const int8_t *)at + i), f32x16);
 }
 
 /* Scores of R queries with the 32 keys of a page, which lie transposed: [channel][slot]. Pages lie
    far apart: the values of this one and the keys of the next are sent for meanwhile. */
-INLINE void score_page(const int R, const int half, const float *q, int K, const void *keys,
+INLINE void score_page(const int R, const int cache, const float *q, int K, const void *keys,
                        const char *values, const char *next, float *out) {
     f32x16 a[R][2];
     UNROLL for (int r = 0; r < R; r++) a[r][0] = a[r][1] = splat(0);
     for (int d = 0; d < K; d++) {
-        const int line = half ? 64 : 128;
+        const int line = PAGE * (cache == BYTES ? 1 : cache == HALVES ? 2 : 4);
         UNROLL for (int at = 0; at < line; at += 64) {
             __builtin_prefetch(values + d * line + at);
             __builtin_prefetch(next + d * line + at);
         }
-        f32x16 k0 = kept(half, keys, d * PAGE), k1 = kept(half, keys, d * PAGE + LANES);
+        f32x16 k0 = kept(cache, keys, d * PAGE), k1 = kept(cache, keys, d * PAGE + LANES);
         UNROLL for (int r = 0; r < R; r++) {
             a[r][0] += k0 * q[r * K + d];
             a[r][1] += k1 * q[r * K + d];
@@ -950,14 +988,14 @@ INLINE void score_page(const int R, const int half, const float *q, int K, const
 }
 
 /* out[r] += sum over slots of weight[r][slot] * value[slot], N vectors of channels at a time */
-INLINE void mix_page(const int R, const int N, const int half, const float *w, int slots,
+INLINE void mix_page(const int R, const int N, const int cache, const float *w, int slots,
                      const void *values, int64_t at, int wide, int size, float *out) {
     f32x16 a[R][N];
     UNROLL for (int r = 0; r < R; r++)
         UNROLL for (int n = 0; n < N; n++) a[r][n] = load(out + r * size + n * LANES);
     for (int t = 0; t < slots; t++)
         UNROLL for (int n = 0; n < N; n++) {
-            f32x16 v = kept(half, values, at + (int64_t)t * wide + n * LANES);
+            f32x16 v = kept(cache, values, at + (int64_t)t * wide + n * LANES);
             UNROLL for (int r = 0; r < R; r++) a[r][n] += v * w[r * SPAN + t];
         }
     UNROLL for (int r = 0; r < R; r++)
@@ -966,11 +1004,14 @@ INLINE void mix_page(const int R, const int N, const int half, const float *w, i
 
 #define SCORE(R) \
     for (; rows - r >= R; r += R) { \
-        if (half) score_page(R, 1, q + r * K, K, keys, values, next, out + r * SPAN); \
-        else score_page(R, 0, q + r * K, K, keys, values, next, out + r * SPAN); \
+        const float *x = q + r * K; \
+        float *y = out + r * SPAN; \
+        if (cache == HALVES) score_page(R, HALVES, x, K, keys, values, next, y); \
+        else if (cache == BYTES) score_page(R, BYTES, x, K, keys, values, next, y); \
+        else score_page(R, FLOATS, x, K, keys, values, next, y); \
     }
 
-static void score(int half, int rows, const float *q, int K, const void *keys, const void *values,
+static void score(int cache, int rows, const float *q, int K, const void *keys, const void *values,
                   const void *next, float *out) {
     int r = 0;
     SCORE(8) SCORE(4) SCORE(3) SCORE(2) SCORE(1)
@@ -980,8 +1021,9 @@ static void score(int half, int rows, const float *q, int K, const void *keys, c
         const float *x = w + r * SPAN; \
         float *y = out + r * size + n * LANES; \
         int64_t from = at + n * LANES; \
-        if (half) mix_page(R, N, 1, x, slots, values, from, wide, size, y); \
-        else mix_page(R, N, 0, x, slots, values, from, wide, size, y); \
+        if (cache == HALVES) mix_page(R, N, HALVES, x, slots, values, from, wide, size, y); \
+        else if (cache == BYTES) mix_page(R, N, BYTES, x, slots, values, from, wide, size, y); \
+        else mix_page(R, N, FLOATS, x, slots, values, from, wide, size, y); \
     }
 #define MIX_ROWS(R) \
     for (; rows - r >= R; r += R) { \
@@ -990,10 +1032,16 @@ static void score(int half, int rows, const float *q, int K, const void *keys, c
         for (; n < vectors; n++) MIX(R, 1) \
     }
 
-static void mix(int half, int rows, const float *w, int slots, const void *values, int64_t at,
+static void mix(int cache, int rows, const float *w, int slots, const void *values, int64_t at,
                 int wide, int size, float *out) { /* size: numbers between two rows of out */
     int r = 0, vectors = wide / LANES;
     MIX_ROWS(6) MIX_ROWS(4) MIX_ROWS(3) MIX_ROWS(2) MIX_ROWS(1)
+}
+
+/* scores with codes become scores with keys; weights of values, weights of their codes */
+static void rescale(int rows, const float *scales, float *w) {
+    for (int r = 0; r < rows; r++, w += SPAN)
+        for (int t = 0; t < PAGE; t += LANES) store(w + t, load(w + t) * load(scales + t));
 }
 
 /* Attention in spans of 256 keys, each with a softmax of its own; the spans' results are joined in
@@ -1045,8 +1093,9 @@ INLINE float *part_of(step *s, const operator *o, int m, int head, int span) {
    from .. to - 1, or of all, whose results are then joined here. */
 static void attend_item(step *s, const operator *o, stretch x, int g, int span, room v) {
     const batch *b = s->b;
-    int shared = o->heads / o->kv_heads, rows = x.count * shared, K = o->head, half = s->p->half;
-    int wide = padded(o), size = wide + 2, bytes = half ? 2 : 4, all = s->spans == 1;
+    int shared = o->heads / o->kv_heads, rows = x.count * shared, K = o->head;
+    int wide = padded(o), size = wide + 2, all = s->spans == 1, cache = s->p->cache;
+    int bytes = cache == BYTES ? 1 : cache == HALVES ? 2 : 4;
     int p0 = b->positions[x.first], end = p0 + x.count;
     int first = o->window ? MAX(0, p0 - o->window + 1) / SPAN : 0, last = (end - 1) / SPAN;
     const int32_t *table = b->tables + (int64_t)b->rows[x.first] * b->pages;
@@ -1068,7 +1117,9 @@ static void attend_item(step *s, const operator *o, stretch x, int g, int span, 
             if (n + 1 < here) next = b->pool + table[base / PAGE + n + 1] * s->p->page_bytes;
             int64_t k = o->at_k + (int64_t)g * K * PAGE * bytes;
             int64_t w = o->at_v + (int64_t)g * PAGE * wide * bytes;
-            score(half, rows, v.q, K, page + k, page + w, next + k, v.w + n * PAGE);
+            score(cache, rows, v.q, K, page + k, page + w, next + k, v.w + n * PAGE);
+            if (cache == BYTES)
+                rescale(rows, scales_of(page + o->at_k, o, 0) + g * PAGE, v.w + n * PAGE);
         }
         memset(v.part, 0, sizeof(float) * rows * size);
         for (int r = 0; r < rows; r++)
@@ -1076,7 +1127,9 @@ static void attend_item(step *s, const operator *o, stretch x, int g, int span, 
                    here * PAGE, v.w + r * SPAN, v.part + r * size);
         for (int n = 0; n < here; n++) {
             const uint8_t *page = b->pool + table[base / PAGE + n] * s->p->page_bytes;
-            mix(half, rows, v.w + n * PAGE, MIN(PAGE, end - base - n * PAGE), page + o->at_v,
+            if (cache == BYTES)
+                rescale(rows, scales_of(page + o->at_v, o, 1) + g * PAGE, v.w + n * PAGE);
+            mix(cache, rows, v.w + n * PAGE, MIN(PAGE, end - base - n * PAGE), page + o->at_v,
                 (int64_t)g * PAGE * wide, wide, size, v.part + 2);
         }
         for (int r = 0; r < rows; r++) {

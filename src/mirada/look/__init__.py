@@ -6,6 +6,12 @@ _HOMES = {  # public name -> the file that holds it; nothing is imported until i
     "steps": "product", "scaling": "product", "trace": "stages", "sees": "experiments",
     "permute": "experiments", "gradients": "experiments", "neighbors": "embeddings",
     "word_map": "embeddings", "senses": "embeddings", "plane": "embeddings",
+    "flow": "paths", "rollout": "paths", "max_flow": "paths", "lens": "logits", "dla": "logits",
+    "firing": "neurons", "top_tokens": "neurons", "promoted": "neurons", "neuron_terms": "neurons",
+    "redundant": "redundancy", "gradient_attention": "relevance",
+    "sweep": "sweeps", "effect": "sweeps", "backup": "sweeps", "downstream": "sweeps",
+    "logit_difference": "sweeps", "log_probability": "sweeps", "divergence": "sweeps",
+    "roles": "heads.report", "claim": "heads.claims", "examples": "heads.claims",
 }
 __all__ = sorted(_HOMES)
 

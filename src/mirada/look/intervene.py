@@ -116,6 +116,35 @@ def check(model: nn.Module, given: dict | Change) -> Change:
     """The change that a dict means in this model, its numbers counted from the front. Raises
     MiradaError where there is no such thing."""
     given = dict(vars(given)) if isinstance(given, Change) else dict(given)
+    _keys_known(given)
+    site, op = given["site"], given["op"]
+    if site not in OPS:
+        raise MiradaError(f"no site is called {site!r}; there are {', '.join(OPS)}")
+    if op not in OPS[site]:
+        raise MiradaError(f"{site} cannot be changed by {op!r}; it takes {', '.join(OPS[site])}")
+    names = list(sites.stacks(model))
+    given["stack"] = given.get("stack") or ("cross" if site == "cross" else names[-1])
+    if given["stack"] not in (*names, "cross"):
+        raise MiradaError(f"no stack is called {given['stack']!r}; this model has "
+                          f"{', '.join(names)}")
+    for name in ("heads", "neurons", "rows", "source_pos"):
+        value = given.get(name)
+        if value is not None:
+            given[name] = (value,) if isinstance(value, int) else tuple(value)
+    for name in ("pos", "keys"):
+        value = given.get(name, "all")
+        if isinstance(value, str) and value != "all":
+            raise MiradaError(f"{name} is 'all' or a list of places, not {value!r}")
+        given[name] = [value] if isinstance(value, int) else value if value == "all" else [*value]
+    change = Change(**given)
+    if op in ("patch", "freeze") and change.source is None:
+        raise MiradaError(f"{op} needs a source: a tape recorded from the other pass")
+    if op == "freeze" and isinstance(change.source, Tensor):
+        raise MiradaError("freeze takes its weights from a tape: source=tape")
+    return _within(model, change)
+
+
+def _keys_known(given: dict) -> None:
     known = {f.name for f in fields(Change)}
     for key in given:
         if key not in known:
@@ -125,31 +154,6 @@ def check(model: nn.Module, given: dict | Change) -> Change:
     for key in ("site", "op", "layer"):
         if key not in given:
             raise MiradaError(f"the change {given} does not say its {key}")
-    site, op = given["site"], given["op"]
-    if site not in OPS:
-        raise MiradaError(f"no site is called {site!r}; there are {', '.join(OPS)}")
-    if op not in OPS[site]:
-        raise MiradaError(f"{site} cannot be changed by {op!r}; it takes {', '.join(OPS[site])}")
-    names = list(sites.stacks(model))
-    stack = given.get("stack") or ("cross" if site == "cross" else names[-1])
-    if stack not in (*names, "cross"):
-        raise MiradaError(f"no stack is called {stack!r}; this model has {', '.join(names)}")
-    change = Change(**{**given, "stack": stack})
-    for name in ("heads", "neurons", "rows", "source_pos"):
-        value = getattr(change, name)
-        if value is not None:
-            change = replace(change, **{name: (value,) if isinstance(value, int) else tuple(value)})
-    for name in ("pos", "keys"):
-        value = getattr(change, name)
-        if not isinstance(value, str):
-            change = replace(change, **{name: [value] if isinstance(value, int) else list(value)})
-        elif value != "all":
-            raise MiradaError(f"{name} is 'all' or a list of places, not {value!r}")
-    if op in ("patch", "freeze") and change.source is None:
-        raise MiradaError(f"{op} needs a source: a tape recorded from the other pass")
-    if op == "freeze" and isinstance(change.source, Tensor):
-        raise MiradaError("freeze takes its weights from a tape: source=tape")
-    return _within(model, change)
 
 
 def _within(model: nn.Module, change: Change) -> Change:
@@ -160,22 +164,23 @@ def _within(model: nn.Module, change: Change) -> Change:
         raise MiradaError(f"layer {change.layer} does not exist: {change.stack} has "
                           f"{len(built.order)}")
     change = replace(change, layer=change.layer % L)
-    counts = {}
+    heads = neurons = 0
     if change.site in ("head_out", "value", "edge", "pattern"):
-        counts["heads"] = attention_of(model, change).heads
+        heads = attention_of(model, change).heads
     elif change.site == "neuron":
-        counts["neurons"] = _network(model, change).up.out_features
-    for name in ("heads", "neurons"):
-        chosen = getattr(change, name)
-        if chosen is None:
-            continue
-        if name not in counts:
-            raise MiradaError(f"the site {change.site} has no {name} to choose from")
-        chosen = tuple(listed(chosen, counts[name], name[:-1]))
-        change = replace(change, **{name: chosen})
-    if change.site in ("attn", "cross", "mlp"):
+        neurons = _network(model, change).up.out_features
+    elif change.site in ("attn", "cross", "mlp"):
         _part(model, change)
-    return change
+    return replace(change, heads=_existing(change, "head", change.heads, heads),
+                   neurons=_existing(change, "neuron", change.neurons, neurons))
+
+
+def _existing(change: Change, what: str, chosen, count: int) -> tuple[int, ...] | None:
+    if chosen is None:
+        return None
+    if not count:
+        raise MiradaError(f"the site {change.site} has no {what}s to choose from")
+    return tuple(listed(chosen, count, what))
 
 
 def home_of(model: nn.Module, stack: str) -> str:

@@ -220,7 +220,8 @@ class Attribution:
                       textcoords="offset points", va="center", fontsize=8, color=draw.INK)
         axes.axvline(0, color=draw.INK, linewidth=0.7)
         axes.set_yticks(range(len(bars) + 1), [*(draw.short(n, 30) for n, _ in bars), "sum"])
-        axes.margins(x=0.12)
+        axes.use_sticky_edges = False
+        axes.margins(x=0.12)  # room for the last numbers
         axes.invert_yaxis()
         return figure
 

@@ -45,26 +45,36 @@ def _blocking(left: np.ndarray, levels: list[np.ndarray]):
     room = [left[np.ix_(a, b)] for a, b in zip(levels, levels[1:], strict=False)]
     flow = [np.zeros_like(r) for r in room]
     held = [np.zeros(len(level)) for level in levels]  # what has entered a node and not left it
-    shut = [np.zeros(len(level), bool) for level in levels]  # cannot send on all that it held
+    shut = [np.zeros(len(level), bool) for level in levels]  # could not send on all that it held
     held[0][0] = np.inf
     while True:
+        free = [np.where(s, 0.0, (r - f).clip(0)) for r, f, s in
+                zip(room, flow, shut[1:], strict=True)]
+        most = np.full(1, np.inf)  # that could reach the sink from each node, each edge on its own
+        for n in reversed(range(len(room))):
+            free[n] = np.minimum(free[n], most)
+            most = free[n].sum(1)
+        stuck = 0
         for n in range(len(room)):
-            sent = _fill(held[n], np.where(shut[n + 1], 0.0, room[n] - flow[n]))
+            sent = _spread(held[n], free[n])
             flow[n] += sent
             held[n] -= sent.sum(1)
             held[n + 1] += sent.sum(0)
             if n:
-                shut[n] |= held[n] > NOTHING
+                fresh = (held[n] > NOTHING) & ~shut[n]
+                shut[n] |= fresh
+                stuck += fresh.sum()
+        if not stuck:
+            return zip(levels, levels[1:], flow, strict=False)
         for n in reversed(range(1, len(room))):
-            back = _fill(np.where(shut[n], held[n], 0.0), flow[n - 1].T)
+            back = _spread(np.where(shut[n], held[n], 0.0), flow[n - 1].T)
             flow[n - 1] -= back.T
             held[n] -= back.sum(1)
             held[n - 1] += back.sum(0)
-        if all((h <= NOTHING).all() for h in held[1:-1]):
-            return zip(levels, levels[1:], flow, strict=False)
 
 
-def _fill(amounts: np.ndarray, room: np.ndarray) -> np.ndarray:
-    """(n, m): each amount (n,) put into its row of room (n, m), the first places first."""
-    before = room.cumsum(1) - room
-    return np.clip(amounts[:, None] - before, 0.0, room)
+def _spread(amounts: np.ndarray, room: np.ndarray) -> np.ndarray:
+    """(n, m): each amount (n,) over its row of room (n, m), in proportion; at most the room."""
+    whole = room.sum(1)
+    part = np.divide(amounts, whole, out=np.zeros_like(whole), where=whole > 0)
+    return room * part.clip(0, 1)[:, None]  # rounding may leave an amount below nothing

@@ -36,7 +36,10 @@ NOTES = {
 
 @dataclass(frozen=True)
 class Edge:
-    """A step from `query` after a layer to `key` before it. kind: attn, cross, resid or mlp."""
+    """A step from `query` after a layer to `key` before it. kind: attn, cross, resid or mlp.
+
+    sublayer: of a route, the one whose sum this is a part of; "" where the layer is one step.
+    """
 
     layer: int
     query: int
@@ -44,6 +47,7 @@ class Edge:
     head: int | None  # None: the mean of the heads, or no attention
     kind: str
     weight: float
+    sublayer: str = ""
 
 
 @dataclass(frozen=True, eq=False)
@@ -102,7 +106,7 @@ class Flow:
     def figure(self):
         """A matplotlib figure: tokens across, depth upwards, each place as dark as its share."""
         depths, T = self.shares.shape
-        figure = draw.canvas(min(2 + 0.55 * T, 16), 1.7 + 0.42 * depths)
+        figure = draw.canvas(min(2.4 + 0.55 * T, 16), min(1.7 + 0.42 * depths, 9))
         axes = draw.dressed(figure.subplots(), f"{self.method}: where "
                             f"{draw.short(repr(self.tokens[self.target]))} comes from", "", "Depth")
         for edge in reversed(self.edges):  # the strongest on top
@@ -120,7 +124,8 @@ class Flow:
         axes.set_xticks(range(0, T, step), [draw.short(self.tokens[n], 14) for n in
                                             range(0, T, step)], rotation=60, ha="right")
         axes.set_yticks(range(depths), ["embed", *map(str, range(1, depths))])
-        axes.set_xlim(-0.8, T - 0.2)
+        axes.set_xlim(-0.6, T - 0.4)
+        axes.set_ylim(-0.6, depths - 0.4)
         return figure
 
 
@@ -297,8 +302,8 @@ class Routes:
             self.below[1] += part[small].sum().item()
             for n, key in (part >= self.threshold).nonzero().tolist():
                 query, weight = places[n], part[n, key].item()
-                key = key if part.shape[1] > 1 or kind in ("attn", "cross") else query
-                self.edges.append(Edge(layer, query, key, head, kind, weight))
+                key = query if kind in ("resid", "mlp") else key
+                self.edges.append(Edge(layer, query, key, head, kind, weight, subs[-1][0]))
                 if kind != "cross":
                     before[key] += there[query] * weight
         return before

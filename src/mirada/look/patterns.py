@@ -3,7 +3,7 @@ float32 or wider, in tiles, and a score taken apart."""
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, replace
 
 import torch
@@ -88,6 +88,14 @@ def value_lengths(attention: Attention, v: Tensor, heads: list[int]) -> Tensor:
     return torch.stack(lengths, 1)
 
 
+def one_batch(rows: Iterable[int]) -> None:
+    """Raises MiradaError where the steps of a generation have different rows."""
+    if len(set(rows)) > 1:
+        raise MiradaError("rows were copied between the steps of this generation, so they have no "
+                          "pattern of their own: record without num_beams and "
+                          "num_return_sequences")
+
+
 def calls_before(calls: list[Taken], start: int) -> list[Taken]:
     """The calls of a cached run up to its first `start` queries."""
     kept = []
@@ -128,6 +136,7 @@ class Reading:
         if taken[0].grows and first(taken[0]):
             raise MiradaError(f"the recording began when {first(taken[0])} tokens were already in "
                               "the cache: begin it with the prompt")
+        one_batch(len(q) for q, _ in each)
         self.taken, self.heads, self.attend = taken, heads, attend
         self.q = [q for q, _ in each]
         grown = taken[0].grows and len(taken) > 1
@@ -150,6 +159,33 @@ class Reading:
                 made = self._made(n, r0, r1)
                 out[:, :, place : place + r1 - r0, : made.shape[3]] = made
         return out
+
+    def calls(self) -> Iterator[tuple[int, Call]]:
+        """(first row, call) of each call, whole as it entered the kernel, all heads."""
+        for n, (t, at) in enumerate(starts(self.taken)):
+            S = first(t) + t.length if t.grows else self.k.shape[2]
+            yield at, self._call(t, self.q[n], self.k[:, :, :S])
+
+    def terms(self, i: int, j: int, row: int) -> Terms:
+        """The first chosen head's score of query i and key j in one row of the batch, taken apart.
+        Raises MiradaError where the attention is no softmax of scores."""
+        if not is_plain(self.attend):
+            raise MiradaError("this attention is more than a softmax of scores, so there is no "
+                              "score to take apart")
+        head, weight = self.heads[0], self.rows(i)[row, 0, 0, j].item()
+        n, t, at = next((n, t, i - before) for n, (t, before) in enumerate(starts(self.taken))
+                        if i < before + t.length)
+        S = first(t) + t.length if t.grows else self.k.shape[2]
+        call, bias, seen = self._call(t, self.q[n], self.k[:, :, :S]), 0.0, False
+        if j < S:
+            if call.bias is not None:
+                block = call.bias.rows(call.q, call.kv.k, at, at + 1)  # (1 or B, H, 1, S)
+                bias = block[row % len(block), head, 0, j].item()
+            allowed = call.mask.rows(at, at + 1, t.length, S, self.k.device)  # (1 or B, 1, 1, S)
+            seen = bool(allowed[row % len(allowed), 0, 0, j])
+        group = head // (call.q.shape[1] // self.k.shape[1])
+        return Terms(call.q[row, head, at], self.k[row, group, j], t.scale, bias, t.cap, seen,
+                     weight)
 
     def _made(self, n: int, r0: int, r1: int) -> Tensor:
         """Rows r0..r1 of call n, against the keys up to the last that they see."""

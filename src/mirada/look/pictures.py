@@ -48,12 +48,9 @@ def look(model, text: str, *, to: str | None = None, layer: int | None = None,
     the strongest link's when None. stack: encoder, decoder or cross. Raises MiradaError.
     """
     out = draw.place(out)
-    if model.tokenizer is None:
-        raise MiradaError("this model has no tokenizer beside its weights, so a text cannot be "
-                          "read; record input_ids with m.record() instead")
-    batch, labels = _batch(model, text, to)
+    given, labels = batch(model, text, to)
     with model.record() as tape, torch.inference_mode():
-        model(**batch)
+        model(**given)
     stack = stack or tape.stacks[-1]
     found = links(tape, stack=stack, near=stack == "cross")
     best = next((n for n in found if layer is None or n.layer == layer), None)
@@ -70,17 +67,21 @@ def look(model, text: str, *, to: str | None = None, layer: int | None = None,
     return Looked(str(out), stack, layer, head, queries, keys, found, tape.selfcheck)
 
 
-def _batch(model, text: str, to: str | None) -> tuple[dict, dict[str, list[str]]]:
+def batch(model, text: str, to: str | None) -> tuple[dict, dict[str, list[str]]]:
+    """What a model is given for a text, and its tokens by stack. Raises MiradaError."""
+    if model.tokenizer is None:
+        raise MiradaError("this model has no tokenizer beside its weights, so a text cannot be "
+                          "read; record input_ids with m.record() instead")
     ids = model.tokenizer.encode(text).ids
     if not text.strip() or not ids:
         raise MiradaError("the text is empty: there is nothing to look at")
     if model.context and len(ids) > model.context:
         raise MiradaError(f"the text has {len(ids)} tokens and the model takes {model.context}; "
                           "shorten it")
-    batch, pieces = {"input_ids": torch.tensor([ids])}, model.tokenizer.pieces(ids)
+    given, pieces = {"input_ids": torch.tensor([ids])}, model.tokenizer.pieces(ids)
     labels = {"encoder": pieces, "decoder": pieces}
     if model.encoder_decoder:
         answer = [model.config.start, *(model.tokenizer.encode(to).ids if to else [])]
-        batch["decoder_input_ids"] = torch.tensor([answer])
+        given["decoder_input_ids"] = torch.tensor([answer])
         labels["decoder"] = model.tokenizer.pieces(answer)
-    return batch, labels
+    return given, labels

@@ -30,7 +30,7 @@ from mirada.look.patterns import (
     in_order,
     is_plain,
     listed,
-    starts,
+    one_batch,
     together,
     value_lengths,
     weights,
@@ -79,7 +79,7 @@ class Tape:
     @property
     def selfcheck(self) -> float:
         """Largest difference, over the rows checked, of weights . values from what ran."""
-        return max((self.error(*reversed(site)) for site in self.runs), default=0.0)
+        return max((self.error(layer, stack) for stack, layer in self.runs), default=0.0)
 
     def error(self, layer: int, stack: str | None = None) -> float:
         """The selfcheck of one layer; not a number where dropout was at work."""
@@ -138,27 +138,10 @@ class Tape:
     def qk_terms(self, layer: int, head: int, i: int, j: int, stack: str | None = None,
                  run: int = -1, row: int = 0) -> Terms:
         """How the score of query i and key j comes about, in one head and row of the batch."""
-        site = self.site(layer, stack)
-        taken = self._run(*site, run)
-        (head,), B = listed(head, self.modules[site].heads, "head"), self.shape(*reversed(site))[0]
-        (row,) = listed(row, B, "row of the batch")
-        i, j = (listed(n, count, what)[0] for n, count, what in zip(
-            (i, j), self.shape(layer, stack, run)[2:], ("query", "key"), strict=True))
-        weight = self.row(layer, head, i, stack, run)[row, j].item()
-        keys = torch.cat([self._reads(site, t)[1] for t in taken if t.grows or t is taken[0]], 2)
-        t, at = next((t, i - before) for t, before in starts(taken) if i < before + t.length)
-        q, k = self._reads(site, t)[0], keys[:, :, : first(t) + t.length if t.grows else None]
-        group, mask = q.shape[1] // k.shape[1], in_order(t.mask, k.shape[2])
-        if j >= k.shape[2]:
-            return Terms(q[row, head, at], keys[row, head // group, j], t.scale, 0.0, t.cap, False,
-                         weight)
-        bias = 0.0
-        if t.bias is not None:
-            block = replace(t.bias, mask=mask).rows(q, k, at, at + 1)  # (1 or B, H, 1, S)
-            bias = block[row % len(block), head, 0, j].item()
-        seen = mask.rows(at, at + 1, t.length, k.shape[2], k.device)  # (1 or B, 1, 1, S)
-        return Terms(q[row, head, at], k[row, head // group, j], t.scale, bias, t.cap,
-                     bool(seen[row % len(seen), 0, 0, j]), weight)
+        B, H, T, S = self.shape(layer, stack, run)
+        asked = ((head, H, "head"), (i, T, "query"), (j, S, "key"), (row, B, "row of the batch"))
+        (head,), (i,), (j,), (row,) = (listed(*one) for one in asked)
+        return self.read(layer, head, stack, run).terms(i, j, row)
 
     def values(self, layer: int, stack: str | None = None, run: int = -1) -> Tensor:
         """(B, G, S, Kv) the values that were looked at; recorded with v=True."""
@@ -285,6 +268,7 @@ def _chosen(runs: list, run: int) -> list:
 
 
 def _joined(parts: list[Tensor]) -> Tensor:
+    one_batch(len(x) for x in parts)
     return parts[0] if len(parts) == 1 else torch.cat(parts, 1)
 
 

@@ -39,17 +39,26 @@ def strongest(weights: Tensor, r0: int) -> Tensor:
     return weights.amax(-1)
 
 
-ROWWISE = {"entropy": entropy, "distance": distance, "first": first, "itself": itself,
-           "strongest": strongest}
+ROWWISE = {"entropy": entropy, "first": first, "strongest": strongest, "distance": distance,
+           "itself": itself}
+OWN = ("distance", "itself")  # these compare places of query and key, so both must be one text's
 
 
-def rowwise(tape, layer: int, names=tuple(ROWWISE), heads=None, stack: str | None = None,
+def rowwise(tape, layer: int, names=None, heads=None, stack: str | None = None,
             run: int = -1) -> dict[str, Tensor]:
-    """name -> (B, H, T): figures of each row, several at one walk through the pattern."""
-    unknown = [n for n in names if n not in ROWWISE]
-    if unknown:
-        raise MiradaError(f"no figure of a row is called {unknown[0]!r}; there are "
-                          f"{', '.join(ROWWISE)}")
+    """name -> (B, H, T): figures of each row, several at one walk through the pattern.
+
+    names: of ROWWISE; all that the stack has when None, which for cross-attention is not the
+    distance. Raises MiradaError.
+    """
+    across = tape.site(layer, stack)[0] == "cross"
+    names = [n for n in ROWWISE if not (across and n in OWN)] if names is None else names
+    for name in names:
+        if name not in ROWWISE:
+            raise MiradaError(f"no figure of a row is called {name!r}; there are "
+                              f"{', '.join(ROWWISE)}")
+        if name in OWN:
+            _one_text(tape, layer, stack)
     found: dict[str, list[Tensor]] = {name: [] for name in names}
     for r0, weights in tape.blocks(layer, heads, stack, run):
         for name, parts in found.items():
@@ -57,37 +66,40 @@ def rowwise(tape, layer: int, names=tuple(ROWWISE), heads=None, stack: str | Non
     return {name: torch.cat(parts, 2) for name, parts in found.items()}
 
 
+def _one_text(tape, layer: int, stack: str | None) -> str:
+    """The stack's name. Raises MiradaError where queries and keys are of different texts."""
+    name, _ = tape.site(layer, stack)
+    if name == "cross":
+        raise MiradaError("cross-attention looks from one text at another: there is no distance "
+                          "between their places")
+    return name
+
+
 def offsets(tape, layer: int, at: list[int], heads=None, stack: str | None = None,
             run: int = -1) -> tuple[Tensor, Tensor]:
     """How far heads look a fixed number of tokens away: (B, H, len(at)) the mean weight of key
-    i + k over the queries that have one, and the share of these whose strongest key it is.
+    i + k over the queries i that have one, and the share of these whose strongest key it is.
 
-    at: offsets k, -1 the token before. Queries that stand on a pad do not count.
+    at: offsets k, -1 the token before. Queries and keys that are pads do not count.
     """
-    sums = hits = counts = 0
-    real = tape.real("encoder" if stack == "encoder" else stack, run)
+    real = tape.real(_one_text(tape, layer, stack), run)  # (B, T)
+    parts = []
     for r0, weights in tape.blocks(layer, heads, stack, run):
+        B, H, R, S = weights.shape
         steps, best = _steps(weights, r0), weights.argmax(-1)  # (R, S), (B, H, R)
-        rows = torch.arange(r0, r0 + weights.shape[2], device=weights.device)
-        there = real[:, r0 : r0 + len(rows)]  # (B, R)
-        each = []
+        rows = torch.arange(r0, r0 + R, device=weights.device)
+        made = []
         for k in at:
-            looked = weights.masked_fill(steps != k, 0).sum(-1)  # (B, H, R)
-            valid = there & (rows + k >= 0) & (rows + k < weights.shape[3])
-            if k:
-                valid = valid & _standing(real, rows + k)
-            valid = valid[:, None]
-            each.append(torch.stack([(looked * valid).sum(-1),
-                                     ((best == rows + k) & valid).sum(-1).to(looked),
-                                     valid.sum(-1).expand_as(looked[..., 0]).to(looked)]))
-        made = torch.stack(each, -1)  # (3, B, H, len(at))
-        sums, hits, counts = sums + made[0], hits + made[1], counts + made[2]
-    return sums / counts.clamp(min=1), hits / counts.clamp(min=1)
-
-
-def _standing(real: Tensor, at: Tensor) -> Tensor:
-    """(B, R): True where the key at each place is no pad."""
-    return real[:, at.clamp(0, real.shape[1] - 1)]
+            there = (rows + k).clamp(0, S - 1)
+            valid = (there == rows + k) & real[:, rows] & real[:, there]  # (B, R)
+            valid = valid[:, None].to(weights.dtype)
+            looked = weights.masked_fill(steps != k, 0).sum(-1)
+            made.append(torch.stack([(looked * valid).sum(-1),
+                                     ((best == rows + k) * valid).sum(-1),
+                                     valid.sum(-1).expand(B, H)]))
+        parts.append(torch.stack(made, -1))  # (3, B, H, len(at))
+    weight, hits, count = torch.stack(parts).sum(0)
+    return weight / count.clamp(min=1), hits / count.clamp(min=1)
 
 
 def received(tape, layer: int, heads=None, stack: str | None = None, run: int = -1) -> Tensor:
@@ -131,10 +143,8 @@ def shares(tape, targets: list[int] | None = None, upto: int | None = None,
     """(B, R, T) of the targets' rollouts (every place's when None), from after layer `upto` (the
     last when None) down to the embedding: one for each depth."""
     layers = [n for n in tape.layers(stack) if upto is None or n <= tape.site(upto, stack)[1]]
-    B, _, T, S = tape.shape(layers[0], stack, run)
-    if T != S:
-        raise MiradaError(f"{stack or tape.stacks[0]} looks from {T} places at {S} others: a "
-                          "rollout goes through one stack's own places")
+    stack = _one_text(tape, layers[0], stack)
+    B, _, T, _ = tape.shape(layers[0], stack, run)
     targets = list(range(T)) if targets is None else targets
     for target in targets:
         if not -T <= target < T:
@@ -144,7 +154,8 @@ def shares(tape, targets: list[int] | None = None, upto: int | None = None,
         below = None
         for r0, weights in tape.blocks(layer, None, stack, run):
             if share is None:
-                share = torch.eye(T).to(weights)[targets].expand(B, -1, -1)  # (B, R, T)
+                share = weights.new_zeros(B, len(targets), T)
+                share[:, range(len(targets)), targets] = 1.0
                 yield share
             mean = weights.mean(1)  # (B, r, T)
             whole = 1 + mean.sum(-1)  # less than 2 where a sink took part of the look

@@ -13,7 +13,6 @@ import random
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
-from itertools import islice
 from pathlib import Path
 from typing import Any
 
@@ -131,11 +130,10 @@ class Sweep:
         lines = [f"{self.op} {self.site} of {self.stack} ({self.reference}); unchanged: "
                  f"{self.base.mean().item():.4g} on average of {len(self.base)}"]
         for layer, column in self.largest():
-            low, high = self.interval(layer, column)
             where = f"layer {layer}" + (f", {what} {column}" if what else "")
             effect = self.mean[self.layers.index(layer), column].item()
-            lines.append(f"  {where:22} {effect:+.4f}  [{low:+.4f}, {high:+.4f}]  more than "
-                         f"{self.percentile(layer, column):.0%} of others")
+            lines.append(f"  {where:22} {effect:+.4f}{_said(self.interval(layer, column))}  more "
+                         f"than {self.percentile(layer, column):.0%} of others")
         lines.append(f"  {self.executed} blocks ran: {self.forwards:.1f} passes' worth")
         return "\n".join(lines)
 
@@ -159,12 +157,20 @@ class Sweep:
 
 def bootstrap(values: Tensor, share: float = 0.95, draws: int = 2000, seed: int = 0
               ) -> tuple[float, float]:
-    """The percentile interval of the mean of values (B,), drawn anew with replacement."""
+    """The percentile interval of the mean of values (B,), drawn anew with replacement; of one value
+    there is none, and it is not a number."""
+    if len(values) < 2:
+        return float("nan"), float("nan")
     generator = torch.Generator().manual_seed(seed)
     values = values.double().cpu()
     drawn = values[torch.randint(len(values), (draws, len(values)), generator=generator)].mean(1)
     low, high = drawn.quantile(torch.tensor([(1 - share) / 2, (1 + share) / 2]).double()).tolist()
     return low, high
+
+
+def _said(interval: tuple[float, float]) -> str:
+    low, high = interval
+    return "" if low != low else f"  [{low:+.4f}, {high:+.4f}]"
 
 
 def sweep(model: nn.Module, clean, metric: Metric, *, op: str = "mean", site: str = "head_out",
@@ -241,8 +247,8 @@ class Tail:
         """(B,) numbers of each change, several of them side by side as rows of one batch."""
         B, T = self.x.shape[:2]
         together = max(1, TOKENS // (B * T))
-        cells = iter(cells)
-        while some := list(islice(cells, together)):
+        for at in range(0, len(cells), together):
+            some = cells[at : at + together]
             n = len(some)
             self.given.x = _repeated(self.x, n)
             batch = {name: _repeated(value, n) if _batched(value, B) else value
@@ -368,8 +374,7 @@ class Effect:
                 "percentile": self.percentile, "agreement": self.agreement}
 
     def __str__(self) -> str:
-        low, high = self.interval
-        lines = [f"{'; '.join(self.changes)}: {self.mean:+.4f} [{low:+.4f}, {high:+.4f}]"]
+        lines = [f"{'; '.join(self.changes)}: {self.mean:+.4f}{_said(self.interval)}"]
         if len(self.null):
             lines.append(f"more than {self.percentile:.0%} of {len(self.null)} draws of others")
         return "\n".join(lines)

@@ -5,13 +5,16 @@ from __future__ import annotations
 
 import json
 
+import numpy
 import torch
 from torch import Tensor
 
 from mirada.look import paths, reduce
 from mirada.look.logits import dla as mirada_dla
 from mirada.look.logits import lens as mirada_lens
+from mirada.look.neurons import firing
 from mirada.look.record import Tape
+from mirada.look.redundancy import redundant
 
 from . import graph
 from .errors import Refused, missing
@@ -190,6 +193,22 @@ def dla(run: Run, query: Query) -> dict:
                                         f"mirada.look.dla(tape, {found['token']['id']}, pos={pos})")}
 
 
+def mlp(run: Run, query: Query, layer: int) -> dict:
+    """The neurons that wrote most at a token."""
+    live(run)
+    stack = query.choice("stack", run.main, tuple(run.tokens))
+    T = len(run.tokens[stack])
+    pos, top = query.number("pos", T - 1, 0, T - 1), query.number("top", 12, 1, 64)
+    with run.served.lock:
+        found = firing(run.again(keep=None, mlp=True), layer, pos, top=top, words=6, stack=stack)
+    units = [{**vars(unit), **{name: [{"id": n, "s": s, "value": x} for n, s, x in
+                                      getattr(unit, name)] for name in ("promoted", "suppressed")}}
+             for unit in found.units]
+    return {"stack": stack, "layer": layer, "pos": pos, "width": found.width, "neurons": units,
+            "snippet": snippet(run, "keep=None, mlp=True", "mirada.look.firing(tape, "
+                               f"{layer}, {pos}, top={top}, stack={stack!r})")}
+
+
 def flow(run: Run, query: Query) -> dict | bytes:
     """Where an output token's information may have come from."""
     live(run)
@@ -219,6 +238,19 @@ def _rollout(run: Run, query: Query, stack: str, target: int, T: int) -> bytes:
                       f"tokens, and there are {T:,}", advice="ask for one query with from=")
     found = paths.rollout(tape, layer, stack=stack)
     return packed({"rollout": encode(found, "f32")[0]}, stack=stack, layer=layer)
+
+
+def redundancy(run: Run, query: Query) -> bytes:
+    """Which heads look alike, and which bring alike."""
+    live(run)
+    stack = query.choice("stack", run.main, tuple(run.kept().stacks))
+    with run.served.lock:
+        found = redundant(run.again(z=True), stack=stack)
+    return packed({"distance": encode(found.distance, "f32")[0],
+                   "cosine": encode(found.cosine, "f32")[0],
+                   "cluster": numpy.array(found.cluster, "uint32")}, stack=stack,
+                  threshold=found.threshold, queries=found.queries,
+                  heads=json.dumps(found.heads))
 
 
 def snippet(run: Run, recorded: str, asked: str) -> str:

@@ -30,7 +30,7 @@ def effect(run: Run, runs: Runs, asked: dict) -> dict:
     token, other = chosen(before, asked)
     with run.served.lock, torch.no_grad(), run.served.model.intervene(*changes):
         after = _scores(run, run.served.model(**run.batch), pos)
-    a, b = before.float().log_softmax(-1), after.float().log_softmax(-1)
+    a, b = before.double().log_softmax(-1), after.double().log_softmax(-1)
     said = OWN_MEAN if any(c["op"] == "mean" and "source" not in c for c in changes) else None
     found = {"before": _outcome(run, before, token, other),
              "after": _outcome(run, after, token, other)}
@@ -73,12 +73,10 @@ def sweep(run: Run, asked: dict, job: Job) -> dict:
         return row[:, token] - row[:, other]
 
     L = next(len(s["layers"]) for s in run.served.data["stacks"] if s["id"] == stack)
-    effects, made = [], None
+    model, effects, made = run.served.twin(), [], None
     for layer in range(L):
         job.progress(layer, L, "ablating heads")
-        with run.served.lock:  # freed after each layer: other calls need not wait for the end
-            made = sweeps.sweep(run.served.model, run.batch, metric, op=op, stack=stack,
-                                layers=[layer])
+        made = sweeps.sweep(model, run.batch, metric, op=op, stack=stack, layers=[layer])
         effects.append(made.mean[0].tolist())
     asking = f"op={op!r}, stack={stack!r}"
     return {"stack": stack, "op": op, "metric": "logit difference", "before": made.base.item(),

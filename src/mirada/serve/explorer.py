@@ -11,11 +11,13 @@ import webbrowser
 from pathlib import Path
 from urllib.parse import unquote
 
+import torch
+
 from mirada import __version__
 from mirada.errors import MiradaError
 from mirada.look.paths import FLOWED
 
-from . import answers, causal, runfile, schema
+from . import answers, causal, heads, runfile, schema
 from .errors import Refused, missing
 from .jobs import Jobs
 from .packing import ANSWER
@@ -81,6 +83,7 @@ class Explorer:
         parts = path.removeprefix(API).split("/")
         return parts[0] == "runs" and len(parts) > 2 and parts[2] != "export"
 
+    @torch.no_grad()
     def call(self, method: str, path: str, query: str, body: bytes | None, kind: str) -> Answer:
         """The answer to a call. Raises Refused or another MiradaError."""
         known = False
@@ -118,6 +121,14 @@ class Explorer:
     def vocab(self, id: str, query: Query) -> dict:
         return answers.vocab(self.served(id), query)
 
+    def find_roles(self, id: str, query: Query, given: dict) -> Answer:
+        schema.check(given, "roles_request")
+        served = self.served(id)
+        if "lang" not in given and self.lang:
+            given = {**given, "lang": self.lang}
+        job = self.jobs.start("roles", lambda job: heads.roles(served, given, job))
+        return as_json(job.data(), 202)
+
     # Runs
 
     def list_runs(self, query: Query) -> dict:
@@ -142,6 +153,7 @@ class Explorer:
 
     def export(self, id: str, query: Query) -> Answer:
         run = self.runs.find(id)
+        answers.live(run)
         return Answer(runfile.pack(run), "application/zip", headers={
             "Content-Disposition": f'attachment; filename="{id}.xrun"'})
 
@@ -157,6 +169,7 @@ class Explorer:
     def sweep(self, id: str, query: Query, given: dict) -> Answer:
         schema.check(given, "sweep_request")
         run = self.runs.find(id)
+        answers.live(run)
         job = self.jobs.start("sweep", lambda job: causal.sweep(run, given, job))
         return as_json(job.data(), 202)
 
@@ -196,6 +209,7 @@ ROUTES = (
     ("GET", r"models", Explorer.list_models),
     ("GET", r"models/(m[0-9]{1,3})", Explorer.card),
     ("GET", r"models/(m[0-9]{1,3})/vocab", Explorer.vocab),
+    ("POST", r"models/(m[0-9]{1,3})/roles", Explorer.find_roles),
     ("GET", r"runs", Explorer.list_runs),
     ("POST", r"runs", Explorer.new_run),
     ("POST", r"runs/import", Explorer.import_run),
@@ -214,6 +228,8 @@ ROUTES = (
     ("GET", RUN + r"/logits/([0-9]{1,6})", _of_run(answers.logits)),
     ("GET", RUN + r"/lens", _of_run(answers.lens)),
     ("GET", RUN + r"/flow", _of_run(answers.flow)),
+    ("GET", RUN + r"/mlp/([0-9]{1,4})", _of_run(answers.mlp)),
+    ("GET", RUN + r"/redundancy", _of_run(answers.redundancy)),
     ("GET", RUN + r"/dla", _of_run(answers.dla)),
     ("POST", RUN + r"/sweep", Explorer.sweep),
     ("POST", RUN + r"/interventions", Explorer.intervene),

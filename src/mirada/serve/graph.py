@@ -126,10 +126,17 @@ def _kind(module: nn.Module) -> str:
 @contextmanager
 def watch(model: nn.Module) -> Iterator[Pass]:
     """Within this context a pass leaves its boxes and lengths on the Pass; no tensor is held."""
-    found, handles = Pass(plan(model)), []
+    found = Pass(plan(model))
+
+    def told(box: Box, spot, x) -> None:
+        box.shape = list(x.shape) if torch.is_tensor(x) else []
+        found.ran.append(box.id)
+        if box.kind == "embed":
+            found.lengths[box.stack, "x", -1] = _lengths(x)
+
+    handles = _listen(model, list(found.boxes.values()), told)
     for name, stack in sites.stacks(model).items():
-        handles += _follow(found, name, stack)
-    handles.append(_hear(found.boxes["head"], None, lambda box, x: _ran(found, box, _first(x))))
+        handles += _measure(found, name, stack)
     try:
         yield found
     finally:
@@ -137,44 +144,55 @@ def watch(model: nn.Module) -> Iterator[Pass]:
             handle.remove()
 
 
-def _follow(found: Pass, name: str, stack: Stack) -> list:
-    spot, handles = sites.follow(name, stack)
+def _listen(model: nn.Module, boxes: list[Box], told) -> list:
+    """Hooks that call told(box, spot, its output) whenever one of the boxes runs.
 
-    def length(part: str, shift: int = 0):
-        def take(module, args, output):
-            found.lengths[name, part, spot.layer + shift] = _lengths(output)
-        return take
-
-    def began(module, args, output):
-        found.lengths[name, "x", -1] = _lengths(output)
-
-    handles.append(stack.embed.register_forward_hook(began))
-    for block in stack.blocks:
-        handles.append(block.register_forward_hook(length("x")))
-        handles += [sites.adder(part).register_forward_hook(length(part_name))
-                    for part_name, part in sites.sublayers(block)]
-    own = [box for box in found.boxes.values() if box.stack == name]
-    return handles + [_hear(box, spot, lambda box, x: _ran(found, box, x)) for box in own]
+    Two stacks may share an embedding, and places of a stack a block: the stack and the place that
+    are running tell whose box it is.
+    """
+    handles, running = [], [""]
+    for name, stack in sites.stacks(model).items():
+        spot, more = sites.follow(name, stack)
+        begin = stack.register_forward_pre_hook(
+            lambda module, args, name=name: running.__setitem__(0, name))
+        handles += [begin, *more]
+        handles += [_hear(box, spot, running, told) for box in boxes if box.stack == name]
+    return handles + [box.module.register_forward_hook(
+        lambda module, args, out, box=box: told(box, None, _first(out)))
+        for box in boxes if box.stack == "head"]
 
 
-def _hear(box: Box, spot, told):
-    """A hook that hands told(box, its output) on whenever the box itself runs."""
+def _hear(box: Box, spot, running: list[str], told):
+    def here() -> bool:
+        return running[0] == box.stack and box.layer in (None, spot.layer)
+
     def behind(module, args, output):
-        if spot is None or box.layer in (None, spot.layer):
-            told(box, output)
+        if here():
+            told(box, spot, output)
 
     def before(module, args):
-        if box.layer == spot.layer:
-            told(box, args[0])
+        if here():
+            told(box, spot, args[0])
 
     if box.into is not None:
         return box.into.register_forward_pre_hook(before)
     return box.module.register_forward_hook(behind)
 
 
-def _ran(found: Pass, box: Box, output) -> None:
-    box.shape = list(output.shape) if torch.is_tensor(output) else []
-    found.ran.append(box.id)
+def _measure(found: Pass, name: str, stack: Stack) -> list:
+    """Hooks that measure the stream behind each block and what each sublayer adds to it."""
+    spot, handles = sites.follow(name, stack)
+
+    def length(part: str):
+        def take(module, args, output):
+            found.lengths[name, part, spot.layer] = _lengths(output)
+        return take
+
+    for block in stack.blocks:
+        handles.append(block.register_forward_hook(length("x")))
+        handles += [sites.adder(part).register_forward_hook(length(part_name))
+                    for part_name, part in sites.sublayers(block)]
+    return handles
 
 
 def _first(output) -> Tensor | None:
@@ -187,11 +205,8 @@ def _lengths(x: Tensor) -> Tensor:
 
 def node(model: nn.Module, batch: dict, name: str, pos: int | None, paths: dict) -> dict:
     """What the page shows of one box: its weights, and its output at a token (a pass is run)."""
-    box = plan(model)[name]
-    stack = sites.stacks(model).get(box.stack)
-    spot, handles = sites.follow(box.stack, stack) if stack is not None else (None, [])
-    kept: list[Tensor] = []
-    handles.append(_hear(box, spot, lambda box, x: kept.append(_first(x).detach())))
+    box, kept = plan(model)[name], []
+    handles = _listen(model, [box], lambda box, spot, x: kept.append(x.detach()))
     try:
         with torch.no_grad():
             model(**batch)

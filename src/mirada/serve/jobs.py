@@ -55,7 +55,7 @@ class Job:
     def _end(self, state: str, result: dict | None = None, error: dict | None = None) -> None:
         with self.news:
             self.state, self.result, self.error = state, result, error
-            self.done = self.total if state == "done" else self.done
+            self.done = self.total or self.done if state == "done" else self.done
             self.news.notify_all()
 
     def cancel(self) -> None:

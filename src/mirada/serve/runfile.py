@@ -53,6 +53,9 @@ class Patterns:
     def heads(self, layer: int, stack: str) -> int:
         return len(self.maps[stack, layer])
 
+    def site(self, layer: int, stack: str) -> tuple[str, int]:
+        return stack, layer
+
     def shape(self, layer: int, stack: str, run: int = -1) -> tuple[int, ...]:
         return (1, *self.maps[stack, layer].shape)
 

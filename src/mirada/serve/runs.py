@@ -3,6 +3,7 @@ evicted and brought back by the same pass."""
 
 from __future__ import annotations
 
+import copy
 import datetime
 import secrets
 import threading
@@ -37,6 +38,16 @@ class Served:
         self.lock = threading.RLock()
         self.paths = {module: path for path, module in model.named_modules()}
         self.data = self._data()
+
+    def twin(self):
+        """The same weights in modules of their own, so that long work can hook them while calls
+        are answered."""
+        model, shared = self.model, {}
+        for module in model.modules():
+            shared |= {id(x): x for x in vars(module).values() if isinstance(x, Tensor)}
+        for x in (*model.parameters(), *model.buffers(), model.tokenizer, model.native):
+            shared[id(x)] = x
+        return copy.deepcopy(model, shared)
 
     @property
     def output(self) -> str:

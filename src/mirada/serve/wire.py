@@ -84,6 +84,7 @@ class Server(ThreadingHTTPServer):
 
     daemon_threads = True
     allow_reuse_address = True
+    request_queue_size = 128
 
     def __init__(self, explorer, port: int = 0):
         self.explorer, self.slots = explorer, threading.BoundedSemaphore(CONNECTIONS)
@@ -275,7 +276,7 @@ class Connection(BaseHTTPRequestHandler):
 
     def send_error(self, code, message=None, explain=None):
         """A request that is not even HTTP: the reason in the schema's words, nothing repeated."""
-        self.close_connection = True
+        self.close_connection, self.request_version = True, self.protocol_version
         self.command = getattr(self, "command", None) or "GET"
         self.headers = getattr(self, "headers", None) or {}
         kind = "too_large" if code in (414, 431) else "method" if code == 501 else "input"

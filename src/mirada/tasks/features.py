@@ -45,11 +45,12 @@ _packed: WeakKeyDictionary[Model, tuple[tuple, Model]] = WeakKeyDictionary()
 def swift(model: Model) -> Model:
     """The model without its head, its weights packed for a CPU; made anew when they changed.
 
-    Not while a recording runs, which looks at the model's own modules, nor where a second copy
-    of the weights would take much memory.
+    Not while a recording or an intervention listens to the model's own modules, nor where a second
+    copy of the weights would take much memory.
     """
     size = sum(p.nbytes for p in model.parameters())
-    if model.device.type != "cpu" or model.training or model.tape is not None or size > TWICE:
+    heard = any(m._forward_hooks or m._forward_pre_hooks for m in model.modules())
+    if model.device.type != "cpu" or model.training or heard or size > TWICE:
         return headless(model)
     now = tuple((id(p), 0 if p.is_inference() else p._version) for p in model.parameters())
     found = _packed.get(model)

@@ -9,12 +9,14 @@ from __future__ import annotations
 
 import math
 from collections import defaultdict
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor
+from tqdm import tqdm
 
+from mirada.look import sites
 from mirada.look.heads.probes import Probe
 
 OFFSETS = (-1, 1, -2, 2, -3, 3)
@@ -22,6 +24,9 @@ RADIUS = 8  # tokens to either side of a broad head's look
 FIRST_QUERIES = 4  # left out where the first token is nearly all that a query sees
 MARGIN = 0.10  # by which a syntactic head beats the best fixed offset (Voita et al.)
 FEWEST = 100  # pairs of a relation
+
+
+FIGURES = ("before", "by length")  # details that are shown beside a role and are no role
 
 
 @dataclass(frozen=True)
@@ -95,7 +100,7 @@ def measure(weights: Tensor, probe: Probe) -> dict[tuple[str, str], tuple[Tensor
     weights = weights.float()
     found: dict = {}
     for role, detail, edges in claims(probe):
-        found[role, detail] = _mass(weights, edges, probe.seen)
+        found[role, detail] = mass(weights, edges, probe.seen)
     if probe.kind == "passages":
         found["window", ""] = _window(weights, probe)
     if probe.kind == "twins":
@@ -135,7 +140,7 @@ def _shifted(same: Tensor, by: int) -> Tensor:
     return out & (same.tril(-1).any(-1, keepdim=True))
 
 
-def _mass(weights: Tensor, edges: Tensor, seen: Tensor) -> tuple[Tensor, Tensor]:
+def mass(weights: Tensor, edges: Tensor, seen: Tensor) -> tuple[Tensor, Tensor]:
     """The mean weight on a query's edges, (B, H), and what an even look would put there, (B, 1)."""
     there = edges.any(-1)  # (B, T)
     count = there.sum(1).clamp(min=1)
@@ -238,13 +243,13 @@ def _words(weights: Tensor, probe: Probe) -> dict:
         best = among[maps[pair.b][:, pair.query][:, among].argmax(-1)]  # (H,)
         hits[pair.role, pair.detail].append(best == pair.key)
         sets[pair.role, pair.detail].append(pair)
-    found = {key: (torch.stack(x).float(), _by_place(sets[key])) for key, x in hits.items()}
+    found = {key: (torch.stack(x).float(), by_place(sets[key])) for key, x in hits.items()}
     if probe.kind == "sentences":
         found["rare", ""] = _rare(weights, probe)
     return found
 
 
-def _by_place(given: list[Pair]) -> Tensor:
+def by_place(given: list[Pair]) -> Tensor:
     """(U, 1): where the best rule of places alone is right."""
     nouns = given[0].role == "coreference"
     rules = [[max(p.others) == p.key for p in given], [min(p.others) == p.key for p in given]]
@@ -256,17 +261,36 @@ def _by_place(given: list[Pair]) -> Tensor:
 
 def _rare(weights: Tensor, probe: Probe) -> tuple[Tensor, Tensor]:
     """The share of queries whose strongest key is the rarest token that they see, (B, H)."""
-    counts = torch.tensor([[probe.counts[i] for i in row] for row in probe.ids.tolist()]).float()
-    usable = probe.seen & ~probe.stops[:, None] & ~probe.stops[:, :, None]
-    usable &= ~torch.eye(usable.shape[1], dtype=torch.bool)
-    rarest = counts[:, None].expand(usable.shape).masked_fill(~usable, math.inf)
-    edges = usable & (rarest == rarest.amin(-1, keepdim=True))
+    usable, edges = _spoken(probe), rarest(probe)
     wide = usable.sum(-1) >= FIRST_QUERIES
     best = weights.masked_fill(~usable[:, None], -1).argmax(-1)  # (B, H, T)
     right = edges[:, None].expand(-1, weights.shape[1], -1, -1).gather(3, best[..., None])[..., 0]
     count = wide.sum(-1).clamp(min=1)[:, None]
     even = (edges.sum(-1) / usable.sum(-1).clamp(min=1) * wide).sum(-1, keepdim=True) / count
     return (right & wide[:, None]).sum(-1) / count, even
+
+
+def rarest(probe: Probe) -> Tensor:
+    """(B, T, S): True at the rarest of the tokens that a query sees, all of them where several
+    are."""
+    counts = torch.tensor([[probe.counts[i] for i in row] for row in probe.ids.tolist()]).float()
+    usable = _spoken(probe)
+    how = counts[:, None].expand(usable.shape).masked_fill(~usable, math.inf)
+    return usable & (how == how.amin(-1, keepdim=True))
+
+
+def likest(probe: Probe, table: Tensor) -> Tensor:
+    """(B, T, S): True at the token most like the query's that is not equal to it."""
+    x = F.normalize(table[probe.ids].float(), dim=-1)
+    usable = _spoken(probe) & (probe.ids[:, :, None] != probe.ids[:, None])
+    alike = (x @ x.transpose(1, 2)).masked_fill(~usable, -2)
+    return usable & (alike == alike.amax(-1, keepdim=True))
+
+
+def _spoken(probe: Probe) -> Tensor:
+    """(B, T, S): looks of a word's token at another's."""
+    usable = probe.seen & ~probe.stops[:, None] & ~probe.stops[:, :, None]
+    return usable & ~torch.eye(usable.shape[1], dtype=torch.bool)
 
 
 def similarity(weights: Tensor, probe: Probe, table: Tensor) -> tuple[Tensor, Tensor]:
@@ -276,10 +300,9 @@ def similarity(weights: Tensor, probe: Probe, table: Tensor) -> tuple[Tensor, Te
     alike = x @ x.transpose(1, 2)
     T = alike.shape[1]
     steps = (torch.arange(T) - torch.arange(T)[:, None]).abs().float()
-    out = []
+    spoken, out = _spoken(probe), []
     for b in range(len(probe)):
-        usable = probe.seen[b] & (probe.ids[b][:, None] != probe.ids[b]) & ~probe.stops[b]
-        usable &= ~probe.stops[b][:, None]
+        usable = spoken[b] & (probe.ids[b][:, None] != probe.ids[b])
         looks = _ranks(weights[b][:, usable])  # (H, P)
         near, cosine = (_ranks(m[usable][None]) for m in (steps, alike[b]))
         a, c, d = looks @ cosine.T, looks @ near.T, cosine @ near.T  # (H, 1), (H, 1), (1, 1)
@@ -288,8 +311,12 @@ def similarity(weights: Tensor, probe: Probe, table: Tensor) -> tuple[Tensor, Te
 
 
 def _ranks(x: Tensor) -> Tensor:
-    """Centred ranks of each row, of length one."""
-    ranks = x.argsort(-1).argsort(-1).float()
+    """Centred ranks of each row, ties sharing the middle of theirs, of length one."""
+    rows = []
+    for row in x:
+        _, at, counts = row.unique(return_inverse=True, return_counts=True)
+        rows.append((counts.cumsum(0) - (counts - 1) / 2)[at])
+    ranks = torch.stack(rows)
     return F.normalize(ranks - ranks.mean(-1, keepdim=True), dim=-1)
 
 
@@ -326,10 +353,67 @@ def chance(value: Tensor, base: Tensor) -> Tensor:
 
 def controlled(scores: list[Score], q: float = 0.05) -> list[Score]:
     """The same with `passes` set: Benjamini and Hochberg's bound over all of them."""
-    from dataclasses import replace
     bound = 0.0
     for rank, p in enumerate(sorted(s.p for s in scores), 1):
         if p <= q * rank / len(scores):
             bound = p
     return [replace(s, passes=s.p <= bound and s.value >= ROLES[s.role].threshold and (
-        s.value >= s.baseline + ROLES[s.role].margin) and s.detail != "before") for s in scores]
+        s.value >= s.baseline + ROLES[s.role].margin) and s.detail not in FIGURES) for s in scores]
+
+
+CHUNK = 16  # rows that are looked at together; even, for twins come in pairs
+
+
+def scan(model, probes: list[Probe], only: set[str]) -> list[Score]:
+    """Every head of every layer measured on every probe, each score with its chance."""
+    found: dict = defaultdict(list)
+    work = [(p, n) for p in probes for n in range(0, len(p), CHUNK)]
+    for probe, start in tqdm(work, "patterns", disable=None, leave=False):
+        part = probe.rows(list(range(start, min(start + CHUNK, len(probe)))))
+        with torch.inference_mode(), model.record(v=probe.kind in ("passages", "repeats")) as tape:
+            model(**part.batch)
+        for layer in tape.layers(part.stack):
+            for key, made in _of_layer(model, tape, layer, part).items():
+                if key[0] in only:
+                    found[probe.kind, layer, key].append(made)
+    kinds = {p.kind: p for p in probes}
+    return [s for (kind, layer, key), parts in found.items()
+            for s in _scores(kinds[kind], layer, key, parts)]
+
+
+def _of_layer(model, tape, layer: int, part: Probe) -> dict:
+    """All measures of one layer on some rows, those that read weights of the model too."""
+    weights = tape.pattern(layer, stack=part.stack).float()
+    found = measure(weights, part)
+    if part.kind == "passages":
+        stack = sites.stacks(model)[part.stack]
+        if isinstance(getattr(stack.embed, "token", None), torch.nn.Embedding):
+            table = stack.embed.token.weight.detach()
+            found["similarity", ""] = similarity(weights, part, table)
+        edges = next(e for role, _, e in claims(part) if role == "delimiter")
+        lengths = tape.values_norm(layer, stack=part.stack).float()
+        lengths = lengths / lengths.sum(-1, keepdim=True).clamp(min=1e-9)
+        found["delimiter", "by length"] = mass(lengths, edges, part.seen)
+    out = getattr(model.head, "out", None)
+    if part.kind == "repeats" and part.stack == "decoder" and isinstance(out, torch.nn.Linear):
+        gain = getattr(model.body.norm, "weight", None)
+        found["copying", ""] = copying(
+            tape.values(layer, part.stack), tape.modules[part.stack, layer],
+            None if gain is None else gain.detach().float(), out.weight.detach(), part)
+    return found
+
+
+def _scores(probe: Probe, layer: int, key: tuple[str, str], parts: list) -> list[Score]:
+    role, detail = key
+    value = torch.cat([v for v, _ in parts])  # (U, H)
+    base = torch.cat([b for _, b in parts])
+    if role in ("syntactic", "coreference", "alignment"):  # the best rule for all of them
+        base = by_place([p for p in gold(probe) if (p.role, p.detail) == key])
+    there = ~value.isnan().any(1)
+    value, base = value[there], base[there]
+    if not len(value) or (role == "syntactic" and len(value) < FEWEST):
+        return []
+    p = chance(value, base)
+    return [Score(probe.stack, layer, h, role, detail, value[:, h].mean().item(),
+                  base.expand_as(value)[:, h].mean().item(), len(value), p[h].item())
+            for h in range(value.shape[1])]

@@ -12,10 +12,11 @@ from dataclasses import dataclass
 
 import numpy as np
 import torch
+import torch.nn.functional as F
 from torch import Tensor
 
 from mirada.errors import MiradaError
-from mirada.look import logits, record
+from mirada.look import logits, patterns, record
 
 SPECIAL = re.compile(r"\[(CLS|SEP|PAD|BOS|EOS)\]|<[/|]?[\w ]*[|]?>|<｜.*｜>")
 
@@ -30,6 +31,7 @@ class Arm:
     layers: list[int]
     heads: list[int]
     read: Callable[[int], Tensor]
+    pool: Callable[[int, int], Tensor]  # (layer, size): the largest weight of each tile
     split: int | None = None  # first token of a second sentence
 
     @property
@@ -72,19 +74,22 @@ def _taped(tape, tokens, split, stack, row, run, chosen) -> list[Arm]:
     for name in names:
         places = tape.layers(name)
         B, H, T, S = tape.shape(places[0], name, run)
-        (at,) = record.listed(row, B, "row of the batch")
+        (at,) = patterns.listed(row, B, "row of the batch")
         queries, keys = tape_tokens(tape, name, at, run)
         if tokens is not None and len(names) == 1:
             queries = keys = list(tokens)
-        _fit(queries, keys, T, S, "tokens")
-        layers = _some(chosen["layers"], places, "layer")
-        heads = record.listed(chosen["heads"], H, "head")
+        fit(queries, keys, T, S, "tokens")
+        shown = _some(chosen["layers"], places, "layer")
+        heads = patterns.listed(chosen["heads"], H, "head")
 
         def read(layer, name=name, heads=heads, at=at):
             return tape.pattern(layer, heads, stack=name, run=run)[at].float()
 
+        def pool(layer, size, name=name, heads=heads, at=at):
+            return tape.pooled(size, [layer], heads, name, run)[0, at].float()
+
         made.append(Arm(name if len(names) > 1 else "", _shown(queries, chosen["pretty"]),
-                        _shown(keys, chosen["pretty"]), layers, heads, read, _cut(split, T)))
+                        _shown(keys, chosen["pretty"]), shown, heads, read, pool, _cut(split, T)))
     return made
 
 
@@ -100,7 +105,7 @@ def tape_tokens(tape, stack: str, row: int, run: int) -> tuple[list[str], list[s
 
 
 def _raw(name, weights, queries, keys, said, chosen, split=None) -> Arm:
-    weights = _layers(weights, f"{name}_attention".lstrip("_"))
+    weights = layers(weights, f"{name}_attention".lstrip("_"))
     shapes = {tuple(w.shape) for w in weights}
     if len(shapes) != 1:
         raise MiradaError(f"the layers' weights have different shapes: {sorted(shapes)}")
@@ -109,14 +114,20 @@ def _raw(name, weights, queries, keys, said, chosen, split=None) -> Arm:
         if words is None:
             raise MiradaError(f"{said} is missing: give the text of each token, e.g. "
                               "tokenizer.convert_ids_to_tokens(ids)")
-    _fit(list(queries), list(keys), T, S, said)
-    layers = _some(chosen["layers"], list(range(len(weights))), "layer")
-    heads = record.listed(chosen["heads"], H, "head")
-    return Arm(name, _shown(queries, chosen["pretty"]), _shown(keys, chosen["pretty"]), layers,
-               heads, lambda layer: weights[layer][heads], _cut(split, T))
+    fit(list(queries), list(keys), T, S, said)
+    shown = _some(chosen["layers"], list(range(len(weights))), "layer")
+    heads = patterns.listed(chosen["heads"], H, "head")
+    def read(layer):
+        return weights[layer][heads]
+
+    def pool(layer, size):
+        return F.adaptive_max_pool2d(read(layer), (min(size, T), min(size, S)))
+
+    return Arm(name, _shown(queries, chosen["pretty"]), _shown(keys, chosen["pretty"]), shown,
+               heads, read, pool, _cut(split, T))
 
 
-def _layers(given, said: str) -> list[Tensor]:
+def layers(given, said: str) -> list[Tensor]:
     """Each layer's (H, T, S) of what a caller has: (1, H, T, S) or (H, T, S) a layer."""
     if isinstance(given, np.ndarray | Tensor) and given.ndim < 4:
         raise MiradaError(f"{said} has the shape {tuple(given.shape)}: give a list, one tensor "
@@ -144,7 +155,7 @@ def _layers(given, said: str) -> list[Tensor]:
     return made
 
 
-def _fit(queries: Sequence, keys: Sequence, T: int, S: int, said: str) -> None:
+def fit(queries: Sequence, keys: Sequence, T: int, S: int, said: str) -> None:
     if (len(queries), len(keys)) != (T, S):
         count = len(queries) if T == S else f"{len(queries)} and {len(keys)}"
         size = T if T == S else f"{T} queries and {S} keys"
@@ -153,9 +164,10 @@ def _fit(queries: Sequence, keys: Sequence, T: int, S: int, said: str) -> None:
 
 
 def _some(wanted, places: list[int], what: str) -> list[int]:
-    if wanted is None:
-        return places
-    return [places[n] for n in record.listed(list(wanted), len(places), what)]
+    missing = [n for n in wanted or [] if n not in places]
+    if missing:
+        raise MiradaError(f"{what} {missing[0]} is not there; there are {places}")
+    return places if wanted is None else list(wanted)
 
 
 def _cut(split, T: int) -> int | None:

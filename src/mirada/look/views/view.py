@@ -86,10 +86,8 @@ class View:
 
 def page(kind: str, title: str, about: dict, blobs: Iterable[bytes], lang: str) -> str:
     """One HTML file: a script, a style and the data, each once."""
-    if lang not in WORDS:
-        raise MiradaError(f"views speak {', '.join(WORDS)}, not {lang!r}")
     script, style = _source("common.js") + _source(f"{kind}.js"), _source("style.css")
-    about = {**about, "title": title, "words": WORDS[lang], "lang": lang}
+    about = {**about, "title": title, "words": WORDS[spoken(lang)], "lang": lang}
     rule = (f"default-src 'none'; script-src '{_hash(script)}'; style-src '{_hash(style)}'; "
             "img-src data: blob:; base-uri 'none'; form-action 'none'")
     return (f'<!doctype html><html lang="{lang}"><head><meta charset="utf-8">'
@@ -100,24 +98,27 @@ def page(kind: str, title: str, about: dict, blobs: Iterable[bytes], lang: str) 
             f"<script>{script}</script></body></html>")
 
 
+def spoken(lang: str) -> str:
+    """A language that the views have words in. Raises MiradaError."""
+    if lang not in WORDS:
+        raise MiradaError(f"views speak {', '.join(WORDS)}, not {lang!r}")
+    return lang
+
+
 def block(about: dict, blobs: Iterable[bytes]) -> str:
-    """base64 of deflate of: a length (u32), JSON of that length, bytes. Raises past MOST."""
+    """base64 of deflate of: the blobs, `about` as JSON, the JSON's length (u32). It comes last, so
+    that making the blobs may still add to it. Raises MiradaError past MOST."""
+    press, packed = zlib.compressobj(6), bytearray()
+    for blob in blobs:
+        packed += press.compress(blob)
+        if len(packed) > MOST // 4 * 3:
+            raise MiradaError(f"this page would have more than {MOST >> 20} MB: {SMALLER}")
     head = json.dumps(about, ensure_ascii=False, separators=(",", ":"))
     head = head.encode("utf-8", "replace")  # a lone surrogate is no text
-    press, parts, size = zlib.compressobj(6), [], 0
-    for blob in (len(head).to_bytes(4, "little"), head, *()):
-        parts.append(press.compress(blob))
-    for blob in blobs:
-        parts.append(press.compress(blob))
-        size = sum(map(len, parts)) * 4 // 3
-        if size > MOST:
-            raise MiradaError(f"this page would have more than {MOST >> 20} MB: {SMALLER}")
-    parts.append(press.flush())
-    made = base64.b64encode(b"".join(parts)).decode()
-    if len(made) > MOST:
-        raise MiradaError(f"this page would have {len(made) / 2**20:.0f} MB and {MOST >> 20} is "
-                          f"the most: {SMALLER}")
-    return made
+    packed += press.compress(head + len(head).to_bytes(4, "little")) + press.flush()
+    if len(packed) > MOST // 4 * 3:
+        raise MiradaError(f"this page would have more than {MOST >> 20} MB: {SMALLER}")
+    return base64.b64encode(packed).decode()
 
 
 @cache
