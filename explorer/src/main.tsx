@@ -2,8 +2,10 @@
 import { render } from "preact";
 import { useEffect, useRef, useState } from "preact/hooks";
 import { first } from "./examples";
-import { Oops } from "./parts/common";
+import { Oops, spoken } from "./parts/common";
+import { Tour, visit } from "./parts/tour";
 import { Strip } from "./parts/strip";
+import { Cross } from "./screens/cross";
 import { Flow } from "./screens/flow";
 import { Heads } from "./screens/heads";
 import { Input } from "./screens/input";
@@ -12,7 +14,9 @@ import { Lens } from "./screens/lens";
 import { Model } from "./screens/model";
 import { Neurons } from "./screens/neurons";
 import { Next } from "./screens/next";
-import { boot, current, dismiss, known, look, open, point, start, useShared, view } from "./state";
+import { Pass } from "./screens/pass";
+import { Roles } from "./screens/roles";
+import { boot, choose, chosen, current, dismiss, known, look, mainTokens, open, point, start, useShared, view } from "./state";
 import { count, fill, type Lang, type Words } from "./words";
 
 interface Screen { id: string; title: keyof Words; what: keyof Words; draw: () => unknown; able: () => boolean }
@@ -25,6 +29,9 @@ const SCREENS: Screen[] = [
   { id: "flow", title: "flow", what: "flowWhat", draw: Flow, able: can("flow") },
   { id: "lens", title: "lens", what: "lensWhat", draw: Lens, able: () => can("lens")() || can("dla")() },
   { id: "neurons", title: "neurons", what: "neuronsWhat", draw: Neurons, able: () => can("qk")() || can("mlp")() },
+  { id: "roles", title: "roles", what: "rolesWhat", draw: Roles, able: () => can("roles")() && !!known.run?.model.live },
+  { id: "pass", title: "pass", what: "passWhat", draw: Pass, able: () => !known.run || known.run.graph.nodes.length > 0 },
+  { id: "cross", title: "cross", what: "crossWhat", draw: Cross, able: () => !!known.run?.model.stacks.some((x) => x.id === "cross") && can("attn")() },
   { id: "input", title: "input", what: "inputWhat", draw: Input, able: () => true },
 ];
 
@@ -70,6 +77,7 @@ function App() {
     <nav class="menu" aria-label={w.screens}>
       {SCREENS.filter((s) => s.able()).map((s, i) => <button key={s.id} aria-current={s === screen ? "page" : undefined} title={`${i + 1}`} onClick={() => look({ screen: s.id }, true)}>
         <strong>{w[s.title]}</strong><small>{w[s.what]}</small></button>)}
+      {chosen()?.live && <button class="learn" onClick={() => visit(0)}><strong>{w.learn}</strong><small>{w.learnWhat}</small></button>}
       <RunList />
     </nav>
     <main tabIndex={-1} aria-label={w[screen.title]} aria-busy={known.busy}>
@@ -77,19 +85,21 @@ function App() {
       {known.run ? <Draw key={screen.id === "input" ? view.run : screen.id} /> : screen.id === "input" && known.models ? <Input />
         : <section class="work">{!known.fault && <p class="quiet">{w.loading}</p>}</section>}
     </main>
+    <Tour />
     {help && <Help onClose={() => setHelp(false)} />}
   </div>;
 }
 
 function Top({ onHelp }: { onHelp: () => void }) {
   const { view, known, w } = useShared();
-  const model = known.models?.models[0];
-  const said = typeof known.run?.inputs.text === "string" ? known.run.inputs.text : known.runs.find((r) => r.run === view.run)?.text ?? "";
+  const model = chosen(), models = known.models?.models ?? [];
+  const said = typeof known.run?.inputs.text === "string" ? known.run.inputs.text : spoken(mainTokens().filter((t) => !t.special).map((t) => t.s).join(""));
   const [text, setText] = useState(said);
   useEffect(() => setText(said), [said, view.run]);
   const go = (e: Event) => { e.preventDefault(); if (text.trim()) void start({ text }); };
   return <header class="top">
-    <div class="brand"><span class="logo" aria-hidden="true" /><div><strong>{model?.name ?? "mirada"}</strong>
+    <div class="brand"><span class="logo" aria-hidden="true" /><div>{models.length > 1 ? <select aria-label={w.model_} value={model!.id} onChange={(e) => choose(e.currentTarget.value, first(view.lang))}>
+        {models.map((m) => <option key={m.id} value={m.id}>{m.name}</option>)}</select> : <strong>{model?.name ?? "mirada"}</strong>}
       {model && <small>{count(view.lang, model.layers)} {w.layers} · {count(view.lang, model.heads)} {w.headsPerLayer} · {w.width} {count(view.lang, model.d)}{known.card && ` · ${short(view.lang, known.card.parameters)} ${w.parameters}`}</small>}</div></div>
     {model?.live && <form class="ask" onSubmit={go}><input aria-label={w.prompt} placeholder={w.promptHint} value={text} onInput={(e) => setText(e.currentTarget.value)} />
       <button class="main" disabled={known.busy || !text.trim()}>{known.busy ? w.running : w.run}</button></form>}
@@ -108,8 +118,8 @@ function RunList() {
   const { view, known, w } = useShared();
   return <section class="runs"><h2>{w.runsList}</h2>
     {known.runs.length === 0 && <p class="quiet">{w.noRuns}</p>}
-    {known.runs.slice(0, 12).map((r) => <button key={r.run} class={r.state} aria-current={r.run === view.run} title={r.text} onClick={() => open(r.run)}>
-      <span>{r.text}</span><small>{r.state === "evicted" ? w.evicted : fill(w.tokensN, { n: count(view.lang, r.tokens) })}</small></button>)}
+    {known.runs.slice(0, 12).map((r) => <button key={r.run} class={r.state} aria-current={r.run === view.run} title={spoken(r.text)} onClick={() => open(r.run)}>
+      <span>{spoken(r.text)}</span><small>{r.state === "evicted" ? w.evicted : fill(w.tokensN, { n: count(view.lang, r.tokens) })}</small></button>)}
   </section>;
 }
 

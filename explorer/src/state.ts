@@ -1,12 +1,12 @@
 // What is looked at (it lives in the URL's hash) and what is known (the model, the runs).
 import { useEffect, useReducer } from "preact/hooks";
 import { forget, json, post, Refusal } from "./api";
-import type { Card, Models, Run, RunRequest, Runs, Stack, Token } from "./schema";
+import type { Card, Model, Models, Run, RunRequest, Runs, Stack, Token } from "./schema";
 import { words, type Lang, type Words } from "./words";
 
 export interface View {
   screen: string; lang: Lang; theme: "auto" | "light" | "dark";
-  run: string; stack: string; layer: number;
+  model: string; run: string; stack: string; layer: number;
   heads: number[] | null; // null: all
   q: number | null; k: number | null; // the locked query and key
   mode: "lines" | "map"; value: "weight" | "norm" | "score";
@@ -21,7 +21,7 @@ export interface Known {
 }
 
 const START: View = {
-  screen: "heads", lang: "en", theme: "auto", run: "", stack: "", layer: -1, heads: null, q: null, k: null,
+  screen: "heads", lang: "en", theme: "auto", model: "", run: "", stack: "", layer: -1, heads: null, q: null, k: null,
   mode: "lines", value: "weight", sinks: false, least: 0.02, pair: "all", tour: null,
 };
 export let view: View = { ...START };
@@ -84,7 +84,7 @@ function readHash(): { patch: Partial<View>; text: string | null } {
   const patch: Partial<View> = {
     screen: parts.get("screen") ?? START.screen,
     theme: among("theme", ["auto", "light", "dark"] as const, "auto"),
-    run: parts.get("run") ?? "", stack: parts.get("stack") ?? "", layer: whole("layer") ?? -1,
+    model: parts.get("model") ?? "", run: parts.get("run") ?? "", stack: parts.get("stack") ?? "", layer: whole("layer") ?? -1,
     heads: heads === null ? null : heads.split(",").filter((x) => /^\d+$/.test(x)).map(Number),
     q: whole("q"), k: whole("k"),
     mode: among("mode", ["lines", "map"] as const, "lines"),
@@ -117,8 +117,19 @@ function telling(run: Run, tokens: Token[]): number | null {
   return mask >= 0 ? mask : tokens.length ? Math.max(0, tokens.findLastIndex((t) => !t.special)) : null;
 }
 
+/** The model that runs what is asked: the chosen one, else the first. */
+export const chosen = (): Model | undefined => known.models?.models.find((m) => m.id === view.model) ?? known.models?.models[0];
+
+/** Looks into another model, from the first example. */
+export const choose = (id: string, inputs: RunRequest["inputs"]): Promise<Run | null> => {
+  learn({ run: null, card: null });
+  look({ model: id, run: "", stack: "", layer: -1, heads: null });
+  return start(inputs);
+};
+
 function adopt(run: Run): void {
   known.run = run;
+  if (known.models?.models.some((m) => m.id === run.model.id)) view = { ...view, model: run.model.id };
   const stack = run.model.stacks.find((s) => s.id === view.stack) ?? run.model.stacks.find((s) => s.id === "decoder")
     ?? run.model.stacks[0];
   const count = stack?.layers.length ?? 0;
@@ -141,16 +152,21 @@ async function busily<T>(work: () => Promise<T>): Promise<T | null> {
   }
 }
 
+async function readCard(): Promise<void> {
+  const id = chosen()!.id;
+  if (known.card?.model.id !== id) learn({ card: await json<Card>(`models/${encodeURIComponent(id)}`) });
+}
+
 const list = async () => learn({ runs: (await json<Runs>("runs")).runs });
 
 /** Runs the model on inputs and looks at that run. */
 export const start = (inputs: RunRequest["inputs"], parent?: string): Promise<Run | null> => busily(async () => {
-  const run = await post<Run>("runs", { inputs, record: { qk: true } });
+  const run = await post<Run>("runs", { model: chosen()!.id, inputs, record: { qk: true } });
   if (parent) known.parents[run.run] = parent;
   point(null);
   look({ q: null, k: null });
   adopt(run);
-  await list();
+  await Promise.all([list(), readCard()]);
   return run;
 });
 
@@ -162,7 +178,7 @@ export const open = (id: string): Promise<Run | null> => busily(async () => {
     forget(id);
   }
   adopt(run);
-  await list();
+  await Promise.all([list(), readCard()]);
   return run;
 });
 
@@ -176,20 +192,21 @@ export async function boot(example: (lang: Lang) => RunRequest["inputs"]): Promi
     const models = await json<Models>("models");
     const lang = patch.lang ?? models.lang ?? (navigator.language.startsWith("es") ? "es" : "en");
     look({ ...patch, lang });
-    const model = models.models[0];
-    learn({ models, card: await json<Card>(`models/${encodeURIComponent(model.id)}`) });
+    learn({ models });
     await list();
   });
   if (!known.models) return;
   if (patch.run && known.runs.some((r) => r.run === patch.run)) await open(patch.run);
-  else if (known.models.models[0].live) await start(text ? { text } : example(view.lang));
+  else if (chosen()!.live) await start(text ? { text } : example(view.lang));
   else if (known.runs.length) await open(known.runs[0].run);
 }
 
 window.addEventListener("popstate", () => {
-  const { patch } = readHash();
+  const { patch, text } = readHash();
   const moved = patch.run && patch.run !== view.run ? patch.run : null;
-  view = { ...view, ...patch, layer: patch.layer! >= 0 ? patch.layer! : view.layer, stack: patch.stack || view.stack };
+  const other = !patch.run && text !== null && text !== known.run?.inputs.text ? text : null;
+  view = { ...view, ...patch, run: view.run, layer: patch.layer! >= 0 ? patch.layer! : view.layer, stack: patch.stack || view.stack };
   tell();
   if (moved) void open(moved);
+  else if (other) void start({ text: other });
 });

@@ -16,7 +16,8 @@ from mirada.errors import MiradaError
 
 NAMES = ("demo", "run", "chat", "next", "task", "search", "eval", "code", "look", "explore",
          "describe", "diff", "trace", "neighbors", "senses", "permute", "gradients", "verify",
-         "models", "convert", "quantize", "bench", "tokenizer")
+         "models", "convert", "quantize", "bench", "tokenizer",
+         "train")
 
 
 def main(argv: list[str] | None = None) -> int:

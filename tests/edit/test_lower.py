@@ -1,6 +1,8 @@
 """Programs for the native runtime equal the modules they were made of, for every family."""
 
 import copy
+import subprocess
+import sys
 from dataclasses import replace
 
 import pytest
@@ -9,13 +11,16 @@ import torch.nn.functional as F
 from torch import nn
 
 import mirada
+from mirada.core.cache import Growing
 from mirada.core.linear import Quantized, QuantizedEmbedding, kept, replaced
 from mirada.core.position import Dynamic, Rotary
 from mirada.edit import lower
 from mirada.errors import MiradaError
+from mirada.generate.engine import Engine
 from mirada.generate.rows import Rows
 from mirada.kernels import native
 from mirada.kernels.pack import pack
+from mirada.model import Caches
 
 pytestmark = pytest.mark.skipif(bool(native.missing()), reason=native.missing() or "")
 
@@ -154,6 +159,87 @@ def test_weights_in_blocks(type):
     assert torch.equal(torch.cat(steps, 1), whole)
 
 
+class Rounded(Growing):
+    """Keys and values rounded to whole numbers up to `top`, with a scale for each token and head."""
+
+    top = 127
+
+    def update(self, k, v):
+        return super().update(self.rounded(k), self.rounded(v))
+
+    def rounded(self, x):
+        per = x.abs().amax(-1, keepdim=True) / self.top
+        return (x / per).round() * per
+
+
+@pytest.mark.parametrize("name", ["llama", "gemma2", "bloom", "gptj", "mistral"])
+def test_keys_and_values_in_bytes(name, monkeypatch):
+    """Grouped heads, windows, caps, slopes: the modules' logits with the same rounding, where a
+    number may round to either side; a rounding half as fine is seen."""
+    model, ids = built(name), ids_for(built(name), 2, 70)
+    program = lower.lower(model, cache="int8")
+    whole = Rows(program)(ids.tolist(), 70)
+
+    def twin() -> torch.Tensor:
+        with torch.inference_mode():
+            places = model.new_cache()
+            cache = Caches({n: Rounded() for n in place} for place in places)
+            return model(ids, cache=cache).logits
+
+    assert distance(whole, twin()) < 2e-3
+    assert distance(whole, by_torch(model, ids)) < 3e-2
+    rows = Rows(program)
+    steps = [rows(part.tolist(), part.shape[1]) for part in ids.split([33, 1, 36], 1)]
+    assert torch.equal(torch.cat(steps, 1), whole)
+    monkeypatch.setattr(Rounded, "top", 63)
+    assert distance(whole, twin()) > 4e-3
+
+
+def test_a_cache_is_chosen_at_each_generation(small):
+    """The program serves all kinds; each page has the size it says."""
+    model, program = small
+    ids = ids_for(model, 2, 40)
+    found = {kind: model.generate(ids, max_new_tokens=6, eos_token_id=(), cache=kind)
+             for kind in ("growing", *native.CACHES)}
+    assert torch.equal(found["growing"], found["float16"]) and program.cache == "float16"
+    numbers = 32 * 2 * 2 * 2 * 64  # slots, layers, keys and values, heads, channels
+    sizes = {kind: program.fork(kind).block_bytes for kind in native.CACHES}
+    assert sizes == {"float32": 4 * numbers, "float16": 2 * numbers,
+                     "int8": numbers + 4 * numbers // 64}
+    eight = lower.lower(model, cache="int8")
+    rows = Rows(eight)
+    rows(ids.tolist())
+    assert rows.native.pool.nbytes == len(rows.native.pool) * sizes["int8"]
+    assert torch.equal(Rows(program, "int8")(ids.tolist()), Rows(eight)(ids.tolist()))
+    with pytest.raises(MiradaError, match="no cache is kept in 'int4'"):
+        lower.lower(model, cache="int4")
+    with pytest.raises(MiradaError, match="is the native runtime's, .*lower.attach"):
+        built("llama").generate(ids, cache="int8")
+
+
+def test_an_engine_has_a_cache_and_threads_of_its_own(small):
+    model, program = small
+    prompts = ids_for(model, 3, 50).tolist()
+    engines = [Engine(model, tokens=1024, cache="int8", threads=n) for n in (1, 2)]
+    first, second = (e.generate(prompts, max_new_tokens=5, eos_token_id=()) for e in engines)
+    alone = model.generate(prompts[0], max_new_tokens=5, eos_token_id=(), cache="int8")
+    assert first == second and first[0] == alone[0, 50:].tolist()
+    assert engines[0].runner.pool.nbytes == 32 * program.fork("int8").block_bytes
+    with pytest.raises(MiradaError, match="are the native runtime's, .* torch; "):
+        Engine(built("llama"), cache="int8")
+
+
+def test_a_cache_that_cannot_fit_says_how_much_it_needs(small, monkeypatch):
+    model, program = small
+    monkeypatch.setattr(native, "available", lambda: 200_000)
+    with pytest.raises(MiradaError, match=r"256 tokens need 0\.26 MB \(1,024 bytes a token in "
+                                          r'float16\) .* give cache="int8", or .* a window'):
+        model.generate(ids_for(model, 1, 9), max_new_tokens=2)
+    program.fork("int8").reserve(8)
+    with pytest.raises(MiradaError, match="fewer tokens or rows, or"):
+        program.fork("int8").reserve(80)
+
+
 @pytest.mark.parametrize("broken", ["codes", "scale"])
 def test_a_broken_block_shows(broken):
     model = in_blocks(built("llama", **WIDE), "Q4_0")
@@ -245,6 +331,45 @@ def test_a_row_takes_back_and_goes_on(small):
     assert torch.equal(more, expected)
     with pytest.raises(MiradaError, match="cannot crop"):
         rows.crop(23)
+
+
+MEMORY = """
+import sys, torch, mirada
+from mirada.core.linear import Quantized
+from mirada.edit import lower
+from mirada.kernels import native
+def now(what):
+    lines = open("/proc/self/status").readlines()
+    return int(next(x for x in lines if x.startswith(what)).split()[1]) << 10
+model = mirada.load(sys.argv[1])
+blocks = [m.blocks for m in model.modules() if isinstance(m, Quantized)]
+blocks[3][5, :3] = 7  # what was written to is not the file's
+before = now("VmRSS")
+lower.attach(model)
+grown = now("VmHWM") - before
+again = [m.blocks for m in mirada.load(sys.argv[1]).modules() if isinstance(m, Quantized)]
+again[3][5, :3] = 7
+same = all(map(torch.equal, blocks, again))
+native.library().mirada_forget = lambda *_: None
+del again
+lower.attach(model)
+print(grown, now("VmRSS") - before, sum(b.nbytes for b in blocks), int(same))
+"""
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="/proc")
+def test_packed_weights_take_the_place_of_the_files(tmp_path):
+    """What is packed is let go of: at no time are both there, and the modules can read on."""
+    changes = dict(d=512, hidden=2048, heads=8, kv_heads=8, head_dim=64, layers=6)
+    model = in_blocks(built("llama", **changes), "Q8_0")
+    mirada.save(model, tmp_path / "m.gguf")
+    done = subprocess.run([sys.executable, "-c", MEMORY, tmp_path / "m.gguf"],
+                          capture_output=True, text=True, timeout=60)
+    assert done.returncode == 0, done.stderr
+    grown, kept, size, same = map(int, done.stdout.split())
+    assert size > 20e6 and same == 1
+    assert grown < 1.3 * size, (grown, size)
+    assert kept > 1.6 * size, "without it both are there"
 
 
 def test_copies_of_a_row_part(small):

@@ -5,6 +5,7 @@ output says. A head reads one place by its query, another by its keys, and write
 """
 
 import torch
+import torch.nn.functional as F
 
 from mirada.core.attention import Attention
 from mirada.core.block import Block, Residual, Stack
@@ -18,7 +19,8 @@ from mirada.models import gpt2
 from mirada.text import spec
 from mirada.text.tokenizer import Tokenizer
 
-CONTEXT, HEADS, SHARP, CLASSES = 112, 8, 30.0, 12
+CONTEXT, HEADS, CODE, SHARP = 104, 8, 64, 40.0
+VERB, SUBJECT, PRONOUN, NOUN = slice(0, 2), slice(2, 4), slice(4, 8), slice(8, 12)  # marks
 PLANTED = {  # (layer, head) -> role
     (0, 0): "previous", (0, 1): "duplicate", (0, 2): "window", (0, 3): "syntactic",
     (1, 0): "induction", (1, 1): "delimiter", (1, 2): "coreference",
@@ -40,10 +42,12 @@ def tokenizer(words: list[str]) -> Tokenizer:
 
 
 def classes(words: list[str]) -> dict[str, torch.Tensor]:
-    """Which words are nouns, verbs and pronouns of a number and a gender: (V, CLASSES) each."""
+    """Which words are verbs and their subjects (by number), pronouns and what they mean (by number
+    and gender): (V, 2) and (V, 4) each."""
     at = {w: n for n, w in enumerate(words)}
-    found = {name: torch.zeros(len(words), CLASSES) for name in ("verb", "subject", "pronoun",
-                                                                  "noun")}
+    found = {name: torch.zeros(len(words), n) for name, n in (
+        ("verb", 2), ("subject", 2), ("pronoun", 4), ("noun", 4))}
+
     def mark(name, word, where):
         if word in at:
             found[name][at[word], where] = 1
@@ -56,29 +60,29 @@ def classes(words: list[str]) -> dict[str, torch.Tensor]:
         for f, word in enumerate(pair):
             mark("pronoun", word, 2 * number + f)
             mark("subject", word, number)
-    for row in templates._rows(templates.ACTS):
-        for place, word in enumerate(row[4:8]):
+    verbs = [row[4:8] for row in templates._rows(templates.ACTS)]
+    verbs += [row[2:4] for row in templates._rows(templates.MOVES)]
+    for row in [*verbs, *(forms[2:] for forms in templates.FIXED.values())]:
+        for place, word in enumerate(row):
             mark("verb", word, place % 2)
-    for row in templates._rows(templates.MOVES):
-        for number, word in enumerate(row[2:4]):
-            mark("verb", word, number)
-    for forms in templates.FIXED.values():
-        for number, word in enumerate(forms[2:]):
-            mark("verb", word, number)
     return found
 
 
 def build(seed: int = 0) -> Model:
     """Two layers of eight heads; those that are not planted are noise."""
-    words = vocabulary()
-    V, P = len(words), CONTEXT
-    d, K = 3 * V + P, V + P
-    token, place = slice(0, V), slice(V, V + P)
-    before, said = slice(V + P, 2 * V + P), slice(2 * V + P, d)
-    draw = torch.Generator().manual_seed(seed)
+    words, draw = vocabulary(), torch.Generator().manual_seed(seed)
+    codes = F.normalize(torch.randn(len(words), CODE, generator=draw), dim=-1)
+    stops = torch.tensor([float(w in (".", ",")) for w in words])[:, None]
+    codes = codes * (1 - stops)  # a separator carries nothing, so that a head can rest on it
+    marks = torch.cat([*classes(words).values(), stops], 1)
+    widths = {"code": CODE, "mark": marks.shape[1], "place": CONTEXT, "before": CODE, "said": CODE}
+    d, K = sum(widths.values()), CODE + CONTEXT
+    starts = dict(zip(widths, [0, *torch.tensor(list(widths.values())).cumsum(0).tolist()],
+                      strict=False))
+    where = {name: slice(starts[name], starts[name] + widths[name]) for name in widths}
     layers = []
     for _ in range(2):
-        a = Attention(d, HEADS, head_dim=K, mask=Mask(causal=True))
+        a = Attention(d, HEADS, head_dim=K, mask=Mask(causal=True), scale=1.0)
         for p in a.parameters():
             p.data = torch.zeros_like(p)
         layers.append(a)
@@ -86,72 +90,59 @@ def build(seed: int = 0) -> Model:
     def head(layer: int, h: int, **parts):
         """Writes q, k, v (K, d) and o (d, K) of a head."""
         a, rows = layers[layer], slice(h * K, (h + 1) * K)
-        a.scale = 1.0
         for name, w in parts.items():
             if name == "o":
                 a.o.weight.data[:, rows] = w
             else:
                 getattr(a, name).weight.data[rows] = w
 
-    def reads(where: slice, matrix: torch.Tensor | None = None, start: int = 0) -> torch.Tensor:
-        """(K, d): slots from `start` on take matrix (slots, places) of a part of the stream."""
+    def reads(name: str, matrix: torch.Tensor | None = None, start: int = 0) -> torch.Tensor:
+        """(K, d): slots from `start` on take matrix (slots, width) of a place of the stream."""
         w = torch.zeros(K, d)
-        matrix = torch.eye(where.stop - where.start) if matrix is None else matrix
-        w[start : start + len(matrix), where] = matrix
+        matrix = torch.eye(widths[name]) if matrix is None else matrix
+        w[start : start + len(matrix), where[name]] = matrix
         return w
 
-    def says(where: slice, strength: float, mixed: bool = True) -> torch.Tensor:
-        """(d, K): the token that was looked at, or another that stands for it, is written."""
-        order = torch.randperm(V, generator=draw) if mixed else torch.arange(V)
+    def says(name: str, strength: float, turned: bool = True) -> torch.Tensor:
+        """(d, K): the code that was looked at, or another that stands for it, is written."""
+        turn = torch.randn(CODE, CODE, generator=draw) / CODE**0.5 if turned else torch.eye(CODE)
         w = torch.zeros(d, K)
-        w[where, :V] = strength * torch.eye(V)[order]
+        w[where[name], :CODE] = strength * turn
         return w
 
-    copy, steps = reads(token), torch.eye(P)
-    shift = torch.eye(P).roll(1, 0)  # slot j + 1 of key j
-    shift[0] = 0
-    near = sum(torch.eye(P).roll(n, 0).tril() for n in range(5))
-    head(0, 0, q=SHARP * reads(place), k=reads(place, shift), v=copy,
-         o=says(before, 1.0, mixed=False))
-    head(0, 1, q=SHARP * (reads(token) - reads(place, steps, V)),
-         k=reads(token) + reads(place, steps, V), v=copy, o=says(said, 2.0))
-    head(0, 2, q=SHARP * reads(place), k=reads(place, near), v=copy, o=says(said, 2.0))
-    kinds, late = classes(words), torch.arange(P)[None] / P
+    def by_class(query: slice, key: slice) -> dict:
+        """The nearest key of the query's class; a slot more is for nearness."""
+        n = query.stop - query.start
+        marked = torch.eye(widths["mark"])
+        q = reads("mark", torch.cat([marked[query], marked[query].sum(0, keepdim=True)]))
+        late = torch.arange(CONTEXT)[None] / CONTEXT
+        return {"q": SHARP * q, "k": reads("mark", marked[key]) + reads("place", late, n)}
 
-    def by_class(query: str, key: str) -> dict:
-        """The nearest of the keys of the query's class; classes stand in slots, the last of them
-        for nearness."""
-        q = reads(token, kinds[query].T)
-        q[CLASSES, token] = kinds[query].any(1).float()
-        return {"q": SHARP * q, "k": reads(token, kinds[key].T) + reads(place, late, CLASSES)}
-    head(0, 3, **by_class("verb", "subject"), v=copy, o=says(said, 3.0))
-    head(1, 0, q=SHARP * reads(token), k=reads(before), v=copy, o=says(said, 8.0, mixed=False))
-    stops = torch.zeros(1, V)
-    stops[0, [words.index(w) for w in (".", ",")]] = 1
-    empty = torch.eye(V) * (1 - stops[0])
-    always = torch.zeros(K, d)
-    always[0, token] = SHARP
-    head(1, 1, q=always, k=reads(token, stops), v=reads(token, empty), o=says(said, 3.0))
-    head(1, 2, **by_class("pronoun", "noun"), v=copy, o=says(said, 3.0))
-    head(1, 3, q=SHARP * reads(token), k=reads(before), v=copy)
+    copy, equal = reads("code"), SHARP * reads("code")
+    at, after = reads("place"), torch.eye(CONTEXT).roll(1, 0).tril()
+    near = sum(torch.eye(CONTEXT).roll(n, 0).tril() for n in range(5))
+    own = reads("place", start=CODE)  # a duplicate is not the token itself
+    head(0, 0, q=SHARP * at, k=reads("place", after), v=copy, o=says("before", 1.0, turned=False))
+    head(0, 1, q=equal - SHARP * own, k=copy + own, v=copy, o=says("said", 2.0))
+    head(0, 2, q=SHARP * at, k=reads("place", near), v=copy, o=says("said", 2.0))
+    head(0, 3, **by_class(VERB, SUBJECT), v=copy, o=says("said", 6.0))
+    head(1, 0, q=equal, k=reads("before"), v=copy, o=says("said", 8.0, turned=False))
+    one = torch.full((1, widths["place"]), SHARP)  # every query looks for separators
+    head(1, 1, q=reads("place", one), k=reads("mark", torch.eye(widths["mark"])[-1:]), v=copy,
+         o=says("said", 3.0))
+    head(1, 2, **by_class(PRONOUN, NOUN), v=copy, o=says("said", 3.0))
+    head(*DECOY, q=equal, k=reads("before"), v=copy)
     for layer in range(2):
         for h in range(4, HEADS):
-            q, k, v = (torch.randn(K, d, generator=draw) * 0.2 for _ in range(3))
-            v = v * (torch.arange(d) < V)
-            o = torch.zeros(d, K)
-            o[said] = torch.randn(V, K, generator=draw) * 0.02
-            head(layer, h, q=q, k=k, v=v, o=o)
-    return _model(words, layers, d, token, place, said)
-
-
-def _model(words, layers, d, token, place, said) -> Model:
-    V = len(words)
-    embed = Tokens(V, d, positions=Learned(CONTEXT, d))
-    embed.token.weight.data = torch.eye(d)[token]
-    embed.position.weight.data = torch.eye(d)[place]
+            q, k = (torch.randn(K, d, generator=draw) * 0.3 for _ in range(2))
+            head(layer, h, q=q, k=k, v=copy, o=says("said", 1.0))
+    embed = Tokens(len(words), d, positions=Learned(CONTEXT, d))
+    embed.token.weight.data.zero_()[:, where["code"]] = codes
+    embed.token.weight.data[:, where["mark"]] = marks
+    embed.position.weight.data = torch.eye(d)[where["place"]]
     body = Stack(embed, [Block(attn=Residual(a)) for a in layers])
-    config = gpt2.Config(vocab=V, context=CONTEXT, d=d, layers=len(layers), heads=HEADS)
-    model = Model("gpt2", config, body, LMHead(d, V), "GPT2LMHeadModel")
-    model.head.out.weight.data = torch.eye(d)[said]
+    config = gpt2.Config(vocab=len(words), context=CONTEXT, d=d, layers=2, heads=HEADS)
+    model = Model("gpt2", config, body, LMHead(d, len(words)), "GPT2LMHeadModel")
+    model.head.out.weight.data.zero_()[:, where["said"]] = 2 * codes
     model.tokenizer = tokenizer(words)
     return model.eval()

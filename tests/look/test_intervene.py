@@ -183,6 +183,39 @@ def test_means_are_of_tokens_of_the_kind(gpt, site):
     assert torch.allclose(read(after)[:, 1:], others.expand_as(read(after)[:, 1:]), atol=1e-13)
 
 
+@pytest.mark.parametrize("site, op", [("head_out", "zero"), ("value", "zero"), ("neuron", "zero"),
+                                      ("edge", "knockout")])
+def test_nothing_chosen_is_nothing_changed(gpt, site, op):
+    """An empty list is not the same as no list, which means all."""
+    for name in ("rows", "pos", "neurons" if site == "neuron" else "heads"):
+        change = {"site": site, "layer": 1, "op": op, name: []}
+        change |= {"keys": [] if name == "pos" else [1]} if site in ("value", "edge") else {}
+        assert torch.equal(run(gpt, change), run(gpt)), name
+    change = {"site": site, "layer": 1, "op": op} | ({"keys": [1]} if site == "edge" else {})
+    assert not torch.equal(run(gpt, change), run(gpt))
+
+
+def test_a_mean_where_there_is_none_or_of_places_that_were_chosen(gpt):
+    """One token's own mean is itself; Longformer's chosen tokens are not the text's places."""
+    change = {"site": "mlp", "layer": 1, "op": "mean"}
+    cache = gpt.new_cache()
+    with torch.no_grad(), gpt.intervene(change):
+        gpt(input_ids=ids(), cache=cache)
+        with pytest.raises(MiradaError, match="whose mean is itself"):
+            gpt(input_ids=ids(2, 1), cache=cache)
+    m = mirada.build("longformer", size="tiny", seed=1, dtype=torch.float64)
+    far = torch.zeros(2, 9, dtype=torch.long)
+    far[:, [0, 4, 5]] = 1
+    batch = dict(input_ids=ids(), global_attention_mask=far)
+    tape, _ = taped(m, **{"tokens" if k == "input_ids" else k: v for k, v in batch.items()})
+    own = {"site": "head_out", "stack": "cross", "layer": 0, "op": "mean"}
+    for source in (None, tape):
+        with torch.no_grad(), m.intervene(own | {"source": source}), m.record(z=True) as after:
+            m(**batch)
+        z = after.z(0, "cross")  # (2, 3, H, Kv): all but the first of each row
+        assert torch.allclose(z[:, 1:], tape.z(0, "cross")[:, 1:].mean((0, 1)).expand(2, 2, -1, -1))
+
+
 def test_resampling_takes_another_row(gpt):
     change = {"site": "mlp", "layer": 1, "op": "resample"}
     tape, _ = taped(gpt, ids())

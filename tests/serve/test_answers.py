@@ -1,6 +1,7 @@
-"""What can be asked of a run besides its patterns: lens, attribution, neurons, flow, experiments."""
+"""What a run answers besides its patterns: lens, attribution, neurons, flow, experiments."""
 
 import json
+import re
 import subprocess
 import sys
 import time
@@ -8,11 +9,11 @@ import time
 import numpy
 import pytest
 import torch
-from serve.caller import TEXT, fulfils
 
 import mirada
 from mirada.generate import sampling
 from mirada.generate.options import Options
+from serve.caller import TEXT, fulfils
 
 
 @pytest.fixture
@@ -103,7 +104,8 @@ def test_an_effect_and_its_snippet_are_one_number(caller, change, tmp_path, mode
     assert told["metrics"]["logit_diff"] == after["logit_diff"] - before["logit_diff"]
     assert before["top"][0]["id"] == told["token"]["id"] and len(after["top"]) == 10
     found = []
-    code = told["snippet"].replace("mirada.load('gpt')", "model").replace("print(", "found.append(")
+    code = re.sub(r"mirada\.load\(.*\)", "model", told["snippet"])
+    code = code.replace("print(", "found.append(")
     exec(compile(code, "snippet", "exec"), {"model": model, "found": found})
     assert abs(found[0] - told["metrics"]["logit_diff"]) <= 1e-6
 

@@ -8,12 +8,12 @@ import pytest
 import torch
 from hypothesis import given
 from hypothesis import strategies as st
-from serve.caller import HOSTILE, TEXT, fulfils
 
 import mirada
 from mirada.serve import schema
 from mirada.serve.errors import Refused
 from mirada.serve.explorer import ROUTES
+from serve.caller import HOSTILE, TEXT, fulfils
 
 
 def weights(x: numpy.ndarray) -> numpy.ndarray:
@@ -137,10 +137,9 @@ def test_streams_boxes_and_logits(caller, run):
                                   "mixtral"])
 def test_boxes_are_what_ran(name):
     """Every module with weights or arithmetic that ran lies in a box that ran, and no box more."""
-    from mirada.serve import graph, runs
+    from mirada.serve import graph, runs, served
     model = mirada.build(name, size="tiny", seed=0)
-    served = runs.Served("m0", model, name)
-    run = runs.make(served, {"ids": [3, 4, 5]})
+    run = runs.make(served.Served("m0", model, name), {"ids": [3, 4, 5]})
     told = run.data()["graph"]
     fulfils(told, "graph")
     ran, handles = set(), []
@@ -237,7 +236,8 @@ def test_every_route_is_in_the_schema():
 def _alike(words: list[str], route: str) -> bool:
     route = route.split("/")
     return len(words) == len(route) and all(
-        a == b or (b.startswith("{") and a.startswith("(")) for a, b in zip(words, route, strict=True))
+        a == b or (b.startswith("{") and a.startswith("("))
+        for a, b in zip(words, route, strict=True))
 
 
 REQUESTS = ("run_request", "intervention_request", "sweep_request", "roles_request")

@@ -6,10 +6,10 @@ import socket
 import time
 
 import pytest
-from serve.caller import fulfils
 
 from mirada.serve import wire
 from mirada.serve.explorer import Explorer
+from serve.caller import fulfils
 
 PORT = 8765
 HOSTS = {

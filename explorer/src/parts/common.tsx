@@ -68,6 +68,9 @@ export const plain = (token: Token | undefined): string => token ? token.s.repla
 export const Piece = ({ s }: { s: string }) =>
   s.startsWith("·") && s.length > 1 ? <><span class="gap">·</span>{s.slice(1)}</> : <>{s}</>;
 
+/** Readable pieces in a row as one may write them: dots are spaces again. */
+export const spoken = (s: string): string => s.replaceAll("·", " ").replaceAll("⏎", "\n");
+
 export function Oops({ fault }: { fault: Refusal }) {
   const { w } = useShared();
   const text = fault.status === 0 ? w.gone : fault.status === 401 ? w.tokenLost : fault.message;
@@ -190,6 +193,9 @@ export function Exports({ name, rows }: { name: string; rows?: () => (string | n
 
 /** What brings a run's tape in Python; every snippet begins with it. */
 export const base = (): string => known.run?.snippet ?? "";
+
+/** The same, of a tape that keeps more. */
+export const recorded = (what: string): string => base().replace("m.record()", `m.record(${what})`);
 
 export const tokenLabel = (w: Words, token: Token, i: number, n: number): string =>
   fill(w.tokenAt, { i: i + 1, n, s: plain(token), id: token.id }) + (token.special ? `, ${w.tokenSpecial}` : "");

@@ -277,7 +277,7 @@ function Says({ layer }: { layer: Layer | null }) {
   }
   const best = [...sum].sort((a, b) => b[1] - a[1]).slice(0, 3).filter(([, x]) => x > 0.004);
   return <p class="says" aria-live="polite">{fill(w.says, { q: plain(queries()[q]) })} {best.map(([k, x], i) =>
-    <span key={k}>{i > 0 && ", "}<strong>“{plain(tokens[k])}”</strong> {view.value === "weight" ? percent(view.lang, x) : number(view.lang, x, 2)}</span>)}
+    <span key={k}>{i > 0 && ", "}<strong>{fill(w.quoted, { s: plain(tokens[k]) })}</strong> {view.value === "weight" ? percent(view.lang, x) : number(view.lang, x, 2)}</span>)}
     <span class="quiet"> ({heads.length === 1 ? fill(w.saysHead, { h: heads[0] }) : fill(w.saysAverage, { n: heads.length })})</span></p>;
 }
 

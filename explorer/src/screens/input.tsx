@@ -3,14 +3,14 @@ import { useState } from "preact/hooks";
 import { EXAMPLES } from "../examples";
 import { Piece, plain, Side, Snippet, base, tokenLabel } from "../parts/common";
 import type { RunRequest, Token } from "../schema";
-import { known, look, start, useShared } from "../state";
+import { chosen, known, look, start, useShared } from "../state";
 import { count, fill } from "../words";
 
 const ROW = 32;
 
 export function Input() {
   const { view, known, w } = useShared();
-  const run = known.run, model = known.models!.models[0];
+  const run = known.run, model = chosen()!;
   const said = (key: "text" | "pair" | "target") => typeof run?.inputs[key] === "string" ? run.inputs[key] as string : "";
   const [text, setText] = useState(said("text")), [pair, setPair] = useState(said("pair")), [target, setTarget] = useState(said("target"));
   const [chat, setChat] = useState(run?.inputs.chat === true);

@@ -2,7 +2,7 @@
 import { tensors, keptJson } from "../api";
 import { useState } from "preact/hooks";
 import { headColour, ramp, signed } from "../draw/colours";
-import { base, Choice, Exports, Honest, plain, Side, Snippet, useAsked, Waiting } from "../parts/common";
+import { recorded, Choice, Exports, Honest, plain, Side, Snippet, useAsked, Waiting } from "../parts/common";
 import type { Dla } from "../schema";
 import { look, mainTokens, useShared } from "../state";
 import { fill, number, percent } from "../words";
@@ -14,12 +14,14 @@ export function Lens() {
   const options: ["lens" | "dla", string][] = [];
   if (caps.includes("lens")) options.push(["lens", w.lensTitle]);
   if (caps.includes("dla")) options.push(["dla", fill(w.dlaTitle, { s: "…" })]);
+  const pos = view.q ?? mainTokens().length - 1, call = `runs/${view.run}/dla?pos=${pos}`;
+  const dla = useAsked(part === "dla" ? call : null, () => keptJson<Dla>(call));
   return <>
     <section class="work" id="picture">
       <Choice label={w.show} value={part} options={options} onChange={setPart} />
-      {part === "lens" ? <Grid /> : <Terms pos={view.q ?? mainTokens().length - 1} />}
+      {part === "lens" ? <Grid /> : <><Waiting of={dla} />{dla.value && <Terms dla={dla.value} />}</>}
     </section>
-    <Side><p class="fine">{part === "lens" ? w.lensWarn : ""}</p><Snippet code={`${base()}\nprint(${part === "lens" ? "mirada.look.lens(tape)" : `mirada.look.dla(tape, pos=${view.q ?? mainTokens().length - 1})`})`} /><Exports name={part} /><Honest /></Side>
+    <Side><p class="fine">{part === "lens" ? w.lensWarn : ""}</p><Snippet code={part === "lens" ? `${recorded("resid=True")}\nprint(mirada.look.lens(tape, top=5))` : dla.value?.snippet ?? ""} /><Exports name={part} /><Honest /></Side>
   </>;
 }
 
@@ -35,8 +37,10 @@ function Grid() {
   const [L, T, K] = id.shape;
   const from = Math.max(0, Math.min(T - LAST, (view.q ?? T - 1) - LAST / 2)), to = Math.min(T, from + LAST);
   const colours = ramp();
-  const shade = (x: number) => { const c = colours[Math.round(255 * Math.sqrt(x) * 0.75)]; return `rgb(${c & 255} ${(c >> 8) & 255} ${(c >> 16) & 255})`; };
-  const dark = document.documentElement.dataset.theme === "dark";
+  const shade = (x: number) => {
+    const c = colours[Math.round(255 * Math.sqrt(x) * 0.75)], [r, g, b] = [c & 255, (c >> 8) & 255, (c >> 16) & 255];
+    return { background: `rgb(${r} ${g} ${b})`, color: 0.3 * r + 0.59 * g + 0.11 * b > 138 ? "#14161f" : "#fff" };
+  };
   const rows = Array.from({ length: L }, (_, i) => L - 1 - i);
   return <div class="scroller" tabIndex={0} role="region" aria-label={w.lensTitle}><table class="lens"><thead><tr><th>{w.layer}</th>
     {tokens.slice(from, to).map((t, j) => <th key={j}><button class={`plain${view.q === from + j ? " on" : ""}`} onClick={() => look({ q: from + j })}>{plain(t)}</button></th>)}</tr></thead>
@@ -44,16 +48,12 @@ function Grid() {
       {tokens.slice(from, to).map((_, j) => {
         const i = (l * T + from + j) * K, x = p[i];
         const title = Array.from({ length: K }, (_, k) => `${names[id.data[i + k]] ?? id.data[i + k]} ${percent(view.lang, p[i + k])}`).join("\n");
-        return <td key={j} title={title} style={{ background: shade(x), color: (dark ? x > 0.45 : x < 0.2) ? "#14161f" : "#fff" }}>{names[id.data[i]] ?? id.data[i]}</td>;
+        return <td key={j} title={title} style={shade(x)}>{names[id.data[i]] ?? id.data[i]}</td>;
       })}</tr>)}</tbody></table></div>;
 }
 
-function Terms({ pos }: { pos: number }) {
+function Terms({ dla }: { dla: Dla }) {
   const { view, w } = useShared();
-  const call = `runs/${view.run}/dla?pos=${pos}`;
-  const asked = useAsked(call, () => keptJson<Dla>(call));
-  const dla = asked.value;
-  if (!dla) return <Waiting of={asked} />;
   const top = [...dla.terms].sort((a, b) => Math.abs(b.value) - Math.abs(a.value)).slice(0, 24);
   const rest = dla.terms.filter((t) => !top.includes(t));
   const most = Math.max(...top.map((t) => Math.abs(t.value)), 1e-9);

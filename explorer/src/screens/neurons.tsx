@@ -16,11 +16,13 @@ export function Neurons() {
   if (caps.includes("mlp")) options.push(["mlp", "MLP"]);
   const q = view.q ?? queries().length - 1;
   const head = view.heads?.[0] ?? 0;
+  const call = `runs/${view.run}/mlp/${view.layer}?pos=${q}&top=12&stack=${current()?.queries}`;
+  const mlp = useAsked(part === "mlp" ? call : null, () => keptJson<Mlp>(call));
   return <>
     <section class="work" id="picture"><div class="bar"><Choice label={w.show} value={part} options={options} onChange={setPart} /><StackChoice /><LayerSlider />
       {part === "qk" && <label class="pick">{w.head} <select value={head} onChange={(e) => look({ heads: [Number(e.currentTarget.value)] })}>{Array.from({ length: headCount() }, (_, h) => <option key={h} value={h}>{h}</option>)}</select></label>}</div>
-      {part === "qk" ? <Score q={q} head={head} /> : <Mlps q={q} />}</section>
-    <Side><Snippet code={part === "qk" ? `${base()}\nprint(tape.qk_terms(layer=${view.layer}, head=${head}, i=${q}, j=${view.k ?? 0}, stack="${view.stack}"))` : `${base()}\nprint(tape.mlp(layer=${view.layer})[..., ${q}, :])`} /><Exports name={part} /><Honest /></Side>
+      {part === "qk" ? <Score q={q} head={head} /> : <><Waiting of={mlp} />{mlp.value && <Mlps mlp={mlp.value} />}</>}</section>
+    <Side><Snippet code={part === "mlp" ? mlp.value?.snippet ?? "" : `${base()}\nprint(tape.qk_terms(layer=${view.layer}, head=${head}, i=${q}, j=${view.k ?? 0}, stack="${view.stack}"))`} /><Exports name={part} /><Honest /></Side>
   </>;
 }
 
@@ -49,12 +51,8 @@ function Score({ q, head }: { q: number; head: number }) {
         <td class="wide"><span class="meter" style={{ width: `${100 * weight[j]}%`, "--head": headColour(head) }} /></td><td class="num">{percent(view.lang, weight[j])}</td></tr>)}</tbody></table></>;
 }
 
-function Mlps({ q }: { q: number }) {
+function Mlps({ mlp }: { mlp: Mlp }) {
   const { view, w } = useShared();
-  const call = `runs/${view.run}/mlp/${view.layer}?pos=${q}&top=12&stack=${current()?.queries}`;
-  const asked = useAsked(call, () => keptJson<Mlp>(call));
-  const mlp = asked.value;
-  if (!mlp) return <Waiting of={asked} />;
   const tokens = known.run!.tokens[mlp.stack] ?? [];
   const few = (of: Mlp["neurons"][0]["promoted"]) => of.slice(0, 5).map((c) => <span class="word" key={c.id}><Piece s={c.s} /></span>);
   return <><h1>{fill(w.mlpTitle, { s: plain(tokens[mlp.pos]) })}</h1>

@@ -3,7 +3,7 @@ import { useMemo, useState } from "preact/hooks";
 import { keptJson, tensors } from "../api";
 import { headColour } from "../draw/colours";
 import type { Run, Token, Vocab } from "../schema";
-import { base, Exports, Honest, Piece, plain, Side, Slider, Snippet, useAsked, Waiting } from "../parts/common";
+import { base, Exports, Honest, Piece, plain, Side, Slider, spoken, Snippet, useAsked, Waiting } from "../parts/common";
 import { known, look, mainTokens, open, start, useShared } from "../state";
 import { chances, draw, NEUTRAL, type Chances, type Choices } from "../sampling";
 import { count, fill, number, percent } from "../words";
@@ -98,16 +98,11 @@ function decoded(run: Run, tokens: Token[], pos: number, id: number) {
 }
 
 function snippet(pos: number, o: Choices): string {
-  const lines = [base(), `scores = out[0, ${pos}].float()`];
-  if (o.temperature === 0) lines.push("print(scores.argmax())");
-  else {
-    const parts = [`temperature=${o.temperature}`, "do_sample=True"];
-    if (o.topK) parts.push(`top_k=${o.topK}`);
-    if (o.topP < 1) parts.push(`top_p=${o.topP}`);
-    if (o.minP) parts.push(`min_p=${o.minP}`);
-    if (o.penalty !== 1) parts.push(`repetition_penalty=${o.penalty}`);
-    lines.push(parts.join(", "));
-  }
+  const lines = ["from mirada.generate.options import Options", "from mirada.generate.sampling import process", base(),
+    `scores, ids = out[:, ${pos}].float(), batch["${known.run!.tokens.decoder && known.run!.tokens.encoder ? "decoder_input_ids" : "input_ids"}"][:, :${pos + 1}]`];
+  const asked = [o.temperature ? `do_sample=True, temperature=${o.temperature}` : "do_sample=False", `top_k=${o.topK || null}`, `top_p=${o.topP}`, `min_p=${o.minP || null}`, `repetition_penalty=${o.penalty}`];
+  lines.push(`scores = process(scores, ids, Options(${asked.join(", ").replaceAll("null", "None")}), 0)`);
+  lines.push(o.temperature ? "print(scores.softmax(-1).topk(10))" : "print(scores.argmax(-1))");
   return lines.join("\n");
 }
 
@@ -117,7 +112,7 @@ function Branches() {
   let root = view.run;
   while (known.parents[root]) root = known.parents[root];
   const children = (id: string) => Object.keys(known.parents).filter((c) => known.parents[c] === id);
-  const text = (id: string) => known.runs.find((r) => r.run === id)?.text ?? id;
+  const text = (id: string) => spoken(known.runs.find((r) => r.run === id)?.text ?? id);
   const node = (id: string, before: string) => {
     const now = text(id), mine = now.startsWith(before) && before ? "…" + now.slice(Math.max(0, before.length - 12)) : now;
     return <li key={id}><button class={`plain${id === view.run ? " on" : ""}`} aria-current={id === view.run} title={now} onClick={() => open(id)}>{mine}</button>

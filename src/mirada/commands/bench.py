@@ -2,7 +2,7 @@
 
 import sys
 
-from .common import show
+from .common import show, threads
 
 HELP = "time a model: decoding, batches, prefill, first token, memory; beside other engines"
 
@@ -12,7 +12,7 @@ def fill(parser) -> None:
     parser.add_argument("--against", metavar="NAMES", default="",
                         help="engines, with commas between: transformers, llama.cpp, ctranslate2, "
                         "mirada-torch")
-    parser.add_argument("--threads", type=int, default=0, metavar="N",
+    parser.add_argument("--threads", type=threads, metavar="N",
                         help="default: as many as torch would use")
     parser.add_argument("--rounds", type=int, default=3, metavar="N")
     parser.add_argument("--plot", metavar="FILE", help="a .png, .svg or .pdf")

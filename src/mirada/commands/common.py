@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import sys
+from argparse import ArgumentTypeError
 
 DTYPES = ("float32", "float16", "bfloat16", "float64")
 
@@ -18,12 +19,21 @@ def model_argument(parser, name: str = "model", **more) -> None:
 
 
 def load(args):
-    """The model that model_argument's words name."""
+    """The model that model_argument's words name; --threads, where it is given, hold from here."""
     import torch
 
     from mirada import registry
+    if getattr(args, "threads", None) is not None:
+        torch.set_num_threads(args.threads)
     dtype = getattr(torch, args.dtype) if args.dtype else None
     return registry.load(args.model, dtype=dtype, ignore=tuple(args.ignore), hub=args.hub)
+
+
+def threads(word: str) -> int:
+    """A number of threads, as a command's argument."""
+    if not word.isdecimal() or not 1 <= int(word) <= 256:
+        raise ArgumentTypeError(f"{word} is no number of threads: 1 to 256")
+    return int(word)
 
 
 def drawn(args, look, *kinds: str):
@@ -56,6 +66,7 @@ def decoding_arguments(parser) -> None:
             ("--seed", int, "the same sample again")):
         parser.add_argument(flag, type=kind, help=words, metavar=kind.__name__.upper()[:5])
     parser.add_argument("-n", "--max-new-tokens", type=int, default=256, metavar="N")
+    parser.add_argument("--threads", type=threads, metavar="N", help="default: as many as cores")
     parser.add_argument("--stop", action="append", metavar="TEXT", help="end before this text")
     parser.add_argument("--system", metavar="TEXT", help="the system message of a chat model")
 

@@ -1,5 +1,7 @@
 """mirada look: the picture of who looks at whom, and other readings of one pass."""
 
+from mirada.errors import MiradaError
+
 from .common import drawn, load, model_argument, show
 
 HELP = "draw which token looks at which"
@@ -8,7 +10,7 @@ FLOWS = ("rollout", "maxflow", "routes")
 
 def fill(parser) -> None:
     model_argument(parser)
-    parser.add_argument("text", metavar="TEXT")
+    parser.add_argument("text", metavar="TEXT", nargs="?", help="all but --roles read one")
     parser.add_argument("--to", metavar="TEXT", help="what the decoder says, of a translator")
     parser.add_argument("--layer", type=int, help="default: that of the strongest link")
     parser.add_argument("--head", type=int)
@@ -24,14 +26,32 @@ def fill(parser) -> None:
                        help="which neurons of --layer wrote most")
     kinds.add_argument("--redundant", action="store_const", const="redundant", dest="kind",
                        help="which heads do the same")
+    kinds.add_argument("--roles", action="store_const", const="roles", dest="kind",
+                       help="what each head does, and whether it matters; -o also writes a .csv")
+    kinds.add_argument("--claim", action="store_const", const="claim", dest="kind",
+                       help="whether what a guide says of an example holds; TEXT: its name (gato)")
     parser.add_argument("--at", type=int, default=-1, metavar="N",
-                        help="the token that a flow, --dla or --neurons looks at; default: the last")
+                        help="the token that a flow, --dla or --neurons looks at; default: last")
     parser.add_argument("--token", metavar="WORD", help="whose logit --lens and --dla follow")
+    parser.add_argument("--lang", choices=("en", "es"), default="en", help="of --roles")
+    parser.add_argument("--only", action="append", metavar="ROLE", help="of --roles (again for more)")
+    parser.add_argument("--conllu", metavar="FILE", help="annotated sentences for --roles")
     parser.add_argument("-o", "--out", help="a .png, .svg or .pdf; default: attention.png, none "
                         "for the other readings")
 
 
 def run(args) -> None:
+    if args.kind == "roles":
+        from mirada.look.heads.report import roles
+        show(args, drawn(args, lambda: roles(load(args), args.lang, only=args.only,
+                                             conllu=args.conllu), ".csv"))
+        return
+    if args.text is None:
+        raise MiradaError("give a TEXT to look at, or --roles")
+    if args.kind == "claim":
+        from mirada.look.heads.claims import claim
+        show(args, claim(load(args), args.text))
+        return
     if args.kind is None:
         from mirada.look.pictures import look
         show(args, look(load(args), args.text, to=args.to, layer=args.layer, head=args.head,

@@ -63,8 +63,6 @@ def lower(model, *, cache: str | None = None, codes: int = 16, flags=()) -> Nati
     """
     if codes not in (8, 16):
         raise MiradaError(f"codes is {codes}; activations have 8 bits or 16")
-    if cache is not None and cache not in rt.CACHES:
-        raise MiradaError(f"no cache is kept in {cache!r}; there are {', '.join(rt.CACHES)}")
     lowering = Lowering()
     lowering.model(model)
     lib = library(*([] if codes == 16 else ["-DDEEP=0"]), *flags)
@@ -310,10 +308,11 @@ class Lowering:
         x = torch.linspace(-12, 12, 4801)
         with torch.no_grad():
             y = act(x)
-        found = [n for n, f in ACTS.items() if torch.allclose(y, f(x), rtol=0, atol=2e-6)]
-        if not found:
+        same = (n for n, f in ACTS.items() if torch.allclose(y, f(x), rtol=0, atol=2e-6))
+        found = next(same, None)
+        if found is None:
             raise self.fail(act)
-        return found[0]
+        return found
 
     def head(self, head: LMHead, x: int, norm: nn.Module) -> None:
         self.path = "head"
@@ -412,6 +411,7 @@ class Lowering:
             return at, (at.kind, at.rows, at.cols)
 
         sizes = [lib.mirada_packed_bytes(*shape(op, place)[1]) for op, place, _ in self.packs]
+        lib.mirada_tidy()
         memory = Memory(lib, sum(sizes))
         self.keep.append(memory)
         for (op, place, rows), size in zip(self.packs, sizes, strict=True):

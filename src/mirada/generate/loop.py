@@ -124,7 +124,7 @@ def started(model: Model, input_ids, attention_mask, options: Options) -> Run:
 class Run:
     """One generation under way. Iterating gives each step's tokens, (B,), until all rows ended.
 
-    ids (B, T + new): what stands so far. new: tokens written a row. scores (B, V): those the last
+    ids (B, T + new): what stands so far. new: tokens written a row; written: those. scores (B, V): those the last
     token was chosen by. reasons: why each row ended: "eos", "stop", "length" (max_new_tokens) or
     "context" (its end); None while it goes on.
     """
@@ -135,6 +135,7 @@ class Run:
         self.tokenizer = model.tokenizer if options.stop else None
         self.ids = self.feed.start.repeat_interleave(options.num_return_sequences, 0)
         self.reasons: list[str | None] = [None] * len(self.ids)
+        self.written: list[list[int]] = [[] for _ in self.ids]
         self.scores: Tensor | None = None
         self.new = 0
         self.generator = sampling.generator(options.seed, model.device)
@@ -158,14 +159,15 @@ class Run:
     def append(self, tokens: Tensor) -> Tensor:
         """These tokens, (B,), come next; the pad id where a row had ended."""
         o = self.options
-        ended = torch.tensor([r is not None for r in self.reasons], device=tokens.device)
-        tokens = tokens.masked_fill(ended, o.pad_token_id or 0)
+        if any(self.reasons):
+            ended = torch.tensor([r is not None for r in self.reasons], device=tokens.device)
+            tokens = tokens.masked_fill(ended, o.pad_token_id or 0)
         self.ids = torch.cat([self.ids, tokens[:, None]], 1)
         self.new += 1
-        self.reasons = [reason or stop.reason(token, self.ids[row, -self.new :].tolist(), o,
-                                              self.feed.room, self.tokenizer)
-                        for row, (reason, token)
-                        in enumerate(zip(self.reasons, tokens.tolist(), strict=True))]
+        for row, token in enumerate(tokens.tolist()):
+            self.written[row].append(token)
+            self.reasons[row] = self.reasons[row] or stop.reason(
+                token, self.written[row], o, self.feed.room, self.tokenizer)
         return tokens
 
 

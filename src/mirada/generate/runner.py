@@ -6,18 +6,24 @@ import torch
 from torch import Tensor
 
 from mirada.edit import lower
+from mirada.errors import MiradaError
 from mirada.model import Caches, Model
 
 from .pages import Paged, Pages
 
 
-def runner(model: Model, tokens: int, block: int):
+def runner(model: Model, tokens: int, block: int, cache: str | None = None,
+           threads: int | None = None):
     """What steps a model: its native program where there is one, with blocks of its own size, else
     TorchRunner. Both hold `tokens` keys in all, `block` of them in a block."""
     native = lower.ready(model)
+    if native is None and (cache, threads) != (None, None):
+        raise MiradaError("an engine's cache= and threads= are the native runtime's, and this "
+                          f"model runs with {lower.path(model)}")
     if native is None:
         return TorchRunner(model, tokens // block, block)
-    own = native.fork()
+    own = native.fork(cache)
+    own.threads = threads
     own.reserve(tokens // own.block)
     return own
 

@@ -175,6 +175,8 @@ class Memory:
 
 def laid_out(program: Program, cache: str) -> Program:
     """The program with keys and values kept as one of CACHES: each operator told where."""
+    if cache not in CACHES:
+        raise MiradaError(f"no cache is kept in {cache!r}; there are {', '.join(CACHES)}")
     number, size, scale = CACHES[cache]
     ops = (Operator * program.count)()
     ctypes.memmove(ops, program.ops, ctypes.sizeof(ops))
@@ -217,7 +219,7 @@ class Native:
         self.program = laid_out(program, cache)
         self.block_bytes, self.vocab = int(self.program.page_bytes), int(program.vocab)
         self.pool = torch.empty(0, self.block_bytes, dtype=torch.uint8)
-        self.threads: int | None = None  # torch's own number when None
+        self.threads: int | None = None  # that work on a step; torch's own number when None
         self.stamp: list = []  # the tensors that it was made of, and how; see edit.lower
         self.options: dict = {}
 
@@ -238,8 +240,8 @@ class Native:
             small = self.block_bytes // self.block
             smaller = "" if self.cache == "int8" else ', give cache="int8"'
             raise MiradaError(
-                f"keys and values of {blocks * self.block:,} tokens need {needed / 1e9:.1f} GB "
-                f"({small:,} bytes a token in {self.cache}) and {there / 1e9:.1f} GB are free: ask "
+                f"keys and values of {blocks * self.block:,} tokens need {needed / 1e6:,.2f} "
+                f"MB ({small:,} bytes a token in {self.cache}) and {there / 1e6:,.2f} are free: ask "
                 f"for fewer tokens or rows{smaller}, or shorten the text to a window "
                 "(mirada.generate.window.fit)")
         old, self.pool = self.pool, torch.empty(blocks, self.block_bytes, dtype=torch.uint8)

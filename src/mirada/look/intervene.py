@@ -9,7 +9,7 @@ change at all leaves every bit as it is.
 from __future__ import annotations
 
 import difflib
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, fields, replace
 from typing import Any
@@ -271,8 +271,8 @@ def apply(x: Tensor, change: Change, spot: Spot, model: nn.Module, heads: int | 
         return x
     out = x.clone()
     whole = out if heads is None else out.unflatten(-1, (heads, -1))
-    rows = list(change.rows or range(len(x)))
-    index = (torch.tensor(rows)[:, None], torch.tensor([p for p, _ in at]))
+    rows = _all(change.rows, len(x))
+    index = _long(rows)[:, None], _long([p for p, _ in at])
     old = whole[index]  # (R, P, ...)
     chosen = change.heads if heads is not None else change.neurons
     some = slice(None) if chosen is None else list(chosen)
@@ -290,7 +290,7 @@ def _new(old: Tensor, whole: Tensor, rows: list[int], at: list[tuple[int, int]],
         return torch.zeros_like(old)
     if change.op == "scale":
         return old * change.factor
-    source = _source(change, whole)
+    source = _source(change, home_of(model, change.stack))
     if source is not None and source.ndim < old.ndim:
         return source.to(old).expand_as(old)  # one vector for every place
     if change.op == "mean":
@@ -307,46 +307,51 @@ def _new(old: Tensor, whole: Tensor, rows: list[int], at: list[tuple[int, int]],
         from_rows = [(n + change.seed) % len(source) for n in range(len(rows))]
     else:
         from_rows = _source_rows(source, rows, len(whole), change)
-    return source[torch.tensor(from_rows)[:, None], torch.tensor(places)].to(old)
+    return source[_long(from_rows)[:, None], _long(places)].to(old)
 
 
-def _source(change: Change, whole: Tensor) -> Tensor | None:
+def _source(change: Change, home: str) -> Tensor | None:
     """What was recorded at this site, (B, T, ...), or the tensor that was given."""
     if change.source is None or isinstance(change.source, Tensor):
         return change.source
-    tape, where = change.source, (change.from_layer, change.stack, change.run)
+    tape, layer, run = change.source, change.from_layer, change.run
     if change.site == "head_out":
-        return tape.z(*where)
+        return tape.z(layer, change.stack, run)
     if change.site == "neuron":
-        return tape.mlp(*where)
-    home = "decoder" if change.stack == "cross" else change.stack
+        return tape.mlp(layer, home, run)
     if change.site == "resid":
-        return tape.resid(change.from_layer, home, change.run)
-    return tape.added(change.from_layer, change.site, home, change.run)
+        return tape.resid(layer, home, run)
+    return tape.added(layer, change.site, home, run)
 
 
-def _mean(source: Tensor | None, whole: Tensor, rows: list[int], at, change: Change,
-          spot: Spot) -> Tensor:
+def _mean(source: Tensor | None, whole: Tensor, rows: list[int], at: list[tuple[int, int]],
+          change: Change, spot: Spot) -> Tensor:
     """(R, P, ...): the mean over a reference's tokens, of first tokens at a first place and of the
     others elsewhere, for a first token is like no other. Pads do not count."""
+    if source is None and spot.start:
+        raise MiradaError(f"{change.words}: a step of a generation is one token, whose mean is "
+                          "itself; give a source")
+    here, first_here = _kinds(whole, spot.real, spot.start)
     if source is None:
-        if spot.start:
-            raise MiradaError(f"{change.words}: a step of a generation is one token, whose mean is "
-                              "itself; give a source")
-        source, real, first = whole[rows], spot.real[rows], spot.first[rows]
+        source, real, first = whole[rows], here[rows], first_here[rows]
     elif isinstance(change.source, Tensor):
-        real = torch.ones(source.shape[:2], dtype=torch.bool)
-        first = torch.arange(source.shape[1]).expand(real.shape) == 0
+        real, first = _kinds(source, None, 0)
     else:
-        home = "decoder" if change.stack == "cross" else change.stack
-        real = change.source.real(home, change.run)
-        first = real & (real.cumsum(1) == 1)
+        real, first = _kinds(source, change.source.real(spot.name, change.run), 0)
     others = real & ~first
     mean = source[others if others.any() else real].mean(0)
     start = source[first].mean(0) if first.any() else mean
-    is_first = spot.first[torch.tensor(rows)[:, None], torch.tensor([p for p, _ in at])]
-    wide = is_first.reshape(*is_first.shape, *[1] * mean.ndim)
+    chosen = first_here[_long(rows)[:, None], _long([p for p, _ in at])]  # (R, P)
+    wide = chosen.reshape(*chosen.shape, *[1] * mean.ndim)
     return torch.where(wide.to(whole.device), start.to(whole), mean.to(whole))
+
+
+def _kinds(x: Tensor, real: Tensor | None, start: int) -> tuple[Tensor, Tensor]:
+    """(B, T) each: where x (B, T, ...) is of a token and no pad, and of a row's first token. All
+    are tokens where `real` is of other places, as an attention's that chose some of them."""
+    if real is None or real.shape != x.shape[:2]:
+        real = torch.ones(x.shape[:2], dtype=torch.bool, device=x.device)
+    return real, real & (real.cumsum(1) == 1) & (start == 0)
 
 
 def _source_rows(source: Tensor, rows: list[int], B: int, change: Change) -> list[int]:
@@ -366,9 +371,8 @@ def _fits(source: Tensor, whole: Tensor, change: Change, spot: Spot, model: nn.M
     if change.source_pos is not None or T == S or (spot.start and T < S):
         return
     said = f"{change.words}: the source has {S} tokens and this pass {T}"
-    home = "decoder" if change.stack == "cross" else change.stack
     if not isinstance(change.source, Tensor) and spot.ids is not None and not spot.start:
-        theirs = change.source.ids(home, change.run)[0].tolist()
+        theirs = change.source.ids(spot.name, change.run)[0].tolist()
         said += ": " + difference(theirs, spot.ids[0].tolist(), model)
     raise MiradaError(said + ". Use texts of the same number of tokens, or say which place of the "
                       "source goes where with source_pos and pos")
@@ -391,6 +395,14 @@ def difference(source: list[int], ours: list[int], model: nn.Module) -> str:
     return "".join(said)
 
 
+def _long(places: Sequence[int]) -> Tensor:
+    return torch.tensor(places, dtype=torch.long)
+
+
+def _all(chosen: tuple[int, ...] | None, count: int) -> list[int]:
+    return list(range(count)) if chosen is None else list(chosen)
+
+
 def _places(pos, start: int, T: int, cached: bool) -> list[tuple[int, int]]:
     """(place in this pass, place in the whole text) of the chosen tokens that this pass reads;
     cached: later passes may read the others."""
@@ -410,9 +422,9 @@ def _values(call: Call, change: Change, spot: Spot) -> KV:
         k, v = (x.repeat_interleave(H // x.shape[1], 1) for x in (k, v))
     there = _keys(call, change.keys, spot).expand(len(v), -1)[:, None, :, None]  # (B, 1, S, 1)
     heads = torch.zeros(H, dtype=torch.bool, device=v.device)
-    heads[slice(None) if change.heads is None else list(change.heads)] = True
+    heads[_all(change.heads, H)] = True
     rows = torch.zeros(len(v), dtype=torch.bool, device=v.device)
-    rows[slice(None) if change.rows is None else list(change.rows)] = True
+    rows[_all(change.rows, len(v))] = True
     there = there & heads[:, None, None] & rows[:, None, None, None]
     factor = 0.0 if change.op == "zero" else change.factor
     return replace(call.kv, k=k, v=torch.where(there, v * factor, v))
@@ -422,13 +434,13 @@ def _looked(call: Call, output: Tensor, change: Change, spot: Spot) -> Tensor:
     """The kernel's output (B, H, T, Kv) with the changed queries of the changed heads made anew."""
     H, T = call.q.shape[1:3]
     at = _places(change.pos, spot.start, T, spot.cached)
-    index = (torch.tensor(list(change.rows or range(len(output))))[:, None],
-             torch.tensor(list(change.heads or range(H))))
+    heads = _all(change.heads, H)
+    index = _long(_all(change.rows, len(output)))[:, None], _long(heads)
     out, v = output.clone(), call.kv.dense()[1]
     hidden = None
     if change.op == "knockout":
         hidden = _keys(call, change.keys, spot)
-        call = replace(call, bias=Hidden(call.bias, hidden, list(change.heads or range(H))))
+        call = replace(call, bias=Hidden(call.bias, hidden, heads))
     for _, r0, r1 in stretches(list(enumerate(place for place, _ in at))):
         if hidden is None:
             made = _frozen(change, range(r0 + spot.start, r1 + spot.start), v.shape[2], spot, H)

@@ -25,6 +25,8 @@ from mirada.core.norm import DropPath, LayerNorm, LayerScale, RMSNorm
 from mirada.errors import MiradaError
 
 from . import draw, sites
+from .views import pages
+from .views.view import View
 
 SAID = 12  # terms that a printed attribution names
 COLUMNS = 24  # tokens that a printed lens or a picture of one shows
@@ -34,7 +36,7 @@ FROZEN = "Norms keep the scale they had in this pass; the terms would be others 
 
 
 @dataclass(frozen=True, eq=False)
-class Lens:
+class Lens(View):
     """What each depth would answer at each token: depth 0 the embedding, the last the model itself.
 
     ids, probs (L + 1, T, k): the likeliest tokens and their probabilities. targets (T,): the token
@@ -66,12 +68,13 @@ class Lens:
             rows.append([name, *(self.words[int(self.ids[n, t, 0])] for t in shown)])
         left = len(self.tokens) - len(shown)
         said = [f"{left} earlier tokens are not shown"] if left else []
-        return "\n".join([*("  ".join(f"{c[:width]:{width}}" for c in row).rstrip() for row in rows),
-                          *said, CAUTION])
+        table = ["  ".join(f"{cell[:width]:{width}}" for cell in row).rstrip() for row in rows]
+        return "\n".join([*table, *said, CAUTION])
 
-    def save(self, path) -> str:
-        """Draw the grid, depth by token, into `path`: the likeliest word and how likely it is."""
-        return draw.save(self.figure(), path)
+    kind = "lens"  # of its page
+
+    def contents(self, lang: str):
+        return pages.lens(self, lang)
 
     def figure(self):
         """The grid as a matplotlib figure: its last tokens, at most COLUMNS."""
@@ -148,7 +151,7 @@ class Term:
 
 
 @dataclass(frozen=True)
-class Attribution:
+class Attribution(View):
     """A logit as a sum of terms. total: their sum; logit: the model's own, beside it.
 
     against: the id whose logit was taken off, where a difference of two was asked for.
@@ -195,9 +198,10 @@ class Attribution:
         return "\n".join([*lines, f"  {self.total:9.4f}  sum of all {len(self.terms)} parts "
                           f"({abs(self.total - self.logit):.0e} from the logit)", FROZEN])
 
-    def save(self, path) -> str:
-        """Draw the waterfall into `path`."""
-        return draw.save(self.figure(), path)
+    kind = "dla"  # of its page
+
+    def contents(self, lang: str):
+        return pages.attribution(self, lang)
 
     def figure(self):
         """The waterfall as a matplotlib figure: each term where those before it left off."""
@@ -254,7 +258,8 @@ def dla(tape, token: int | None = None, *, pos: int = -1, against: int | None = 
     if against is not None:
         against = _inside(against, len(logits))
         values, logit = values - _scored(head, parts, against), logit - logits[against]
-    terms = [Term(*label, value) for label, value in zip(parts.labels, values.tolist(), strict=True)]
+    terms = [Term(*label, value)
+             for label, value in zip(parts.labels, values.tolist(), strict=True)]
     word, other = names(model, [token, token if against is None else against])
     return Attribution(tokens(tape, stack, row, run), pos, token, word, against,
                        None if against is None else other, logit.item(), terms)
@@ -375,7 +380,6 @@ def _scored(head: nn.Module, parts: Parts, token: int) -> Tensor:
         vectors = vectors.clone()
         vectors[1] += constant
         scale, cap = head.scale, head.cap
-    unit = vectors.new_zeros(vectors.shape[1])
     if isinstance(out, Quantized):
         weight = Quantized(out.blocks[token : token + 1], out.type).expand()[0].double()
     else:

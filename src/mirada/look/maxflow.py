@@ -1,7 +1,7 @@
 """The greatest flow through a network, by Dinic's method (Soviet Math. Doklady 11, 1970).
 
-Networks here are dense and layered, so each phase's blocking flow is found in waves (Tarjan, A simple
-version of Karzanov's blocking flow algorithm, 1984): a level at a time, not a path at a time.
+Networks here are dense and layered, so each phase's blocking flow is found in waves (Tarjan, A
+simple version of Karzanov's blocking flow algorithm, 1984): a level at a time, not a path.
 """
 
 from __future__ import annotations
@@ -14,8 +14,8 @@ NOTHING = 1e-12  # less than this is rounding, not flow
 def greatest(capacity: np.ndarray, source: int, sink: int) -> np.ndarray:
     """(V, V) flow along each edge of a network, of capacity (V, V) without edges both ways.
 
-    What leaves the source, and reaches the sink, is the most there can be; of every other node, what
-    enters leaves.
+    What leaves the source and reaches the sink is the most there can be; what enters any other node
+    leaves it.
     """
     left = capacity.astype(np.float64, copy=True)
     while (levels := _levels(left, source, sink)) is not None:

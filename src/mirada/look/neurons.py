@@ -1,5 +1,5 @@
-"""Neurons: a score's channels in any attention, and the hidden units of an MLP, what makes them fire
-over a corpus and what they say when they do.
+"""Neurons: a score's channels in any attention, and the hidden units of an MLP, what makes them
+fire over a corpus and what they say when they do.
 
 What an MLP neuron writes, read by the model's own head, names words it makes likelier (Geva et al.,
 2203.14680). That is its direct word only; what later layers make of it, ablating it shows.
@@ -80,8 +80,8 @@ class ScoreTerms:
             parts, dot = self.products[j], self.products[j].sum().item()
             top = parts.abs().argsort(descending=True)[:3].tolist()
             said = ", ".join(f"{c}: {parts[c]:+.2f}" for c in top)
-            lines.append(f"  {self.keys[j]:>{width}}  {self.weight[j]:6.1%}  {self.score[j]:7.3f}   "
-                         f"{dot:8.3f}  {self.bias[j]:+7.3f}  {said}")
+            lines.append(f"  {self.keys[j]:>{width}}  {self.weight[j]:6.1%}  {self.score[j]:7.3f}"
+                         f"   {dot:8.3f}  {self.bias[j]:+7.3f}  {said}")
         return "\n".join(lines if self.cap is None else
                          [*lines, f"q.k*scale is bent by a soft cap of {self.cap:g} first"])
 
@@ -136,10 +136,11 @@ def neuron_terms(tape, layer: int, head: int, i: int = -1, *, stack: str | None 
         bias = replace(t.bias, mask=mask).rows(q, k, at, at + 1)  # (1 or B, H, 1, S)
     seen = mask.rows(at, at + 1, t.length, k.shape[2], k.device)  # (1 or B, 1, 1, S)
     mine, later = head * k.shape[1] // H, (0, S - k.shape[2])  # keys of later steps are not seen
+    asking, asked = ("decoder", "encoder") if stack == "cross" else (stack, stack)
     return ScoreTerms(
-        layer, head, i, mine, logits.tokens(tape, "decoder" if stack == "cross" else stack, row, run),
-        logits.tokens(tape, "encoder" if stack == "cross" else stack, row, run),
-        q[row, head, at].double(), F.pad(k[row, mine].double(), (0, 0, *later)), t.scale, t.cap,
+        layer, head, i, mine, logits.tokens(tape, asking, row, run),
+        logits.tokens(tape, asked, row, run), q[row, head, at].double(),
+        F.pad(k[row, mine].double(), (0, 0, *later)), t.scale, t.cap,
         F.pad(bias[row % len(bias), head, 0].double(), later),
         F.pad(seen[row % len(seen), 0, 0].expand(k.shape[2]), later),
         tape.row(layer, head, i, stack, run)[row].double())
@@ -180,7 +181,7 @@ class Firing:
         lines = [f"{self.stack} layer {self.layer}, token {self.position} "
                  f"({self.tokens[self.position]!r}): the neurons of {self.width} that wrote most"]
         for u in self.units:
-            towards = u.promoted if u.value > 0 else u.suppressed  # what it pulls, it pushes below 0
+            towards = u.promoted if u.value > 0 else u.suppressed  # below 0 it pushes
             said = " ".join(repr(w) for _, w, _ in towards[:4])
             lines.append(f"  {u.neuron:6}  fired {u.value:+8.3f}  wrote {u.writes:7.3f}"
                          + (f"  towards {said}" if said else ""))
@@ -237,7 +238,7 @@ def firing(tape, layer: int, pos: int = -1, *, top: int = 12, words: int = 5,
 
 @dataclass(frozen=True)
 class Word:
-    """What one neuron writes, read by the model's head: (id, word, logit for one unit of firing)."""
+    """What one neuron writes, read by the model's head: (id, word, logit a unit of firing)."""
 
     layer: int
     neuron: int
@@ -312,7 +313,7 @@ class Hit:
 
 @dataclass(frozen=True)
 class TopTokens:
-    """Of each neuron of one MLP the tokens of a corpus at which it fired most, the largest first."""
+    """Of each neuron of one MLP the tokens of a corpus at which it fired most, largest first."""
 
     layer: int
     texts: int
@@ -354,7 +355,7 @@ def top_tokens(model: nn.Module, texts: Iterable[str], layer: int, neurons: list
     length = min(length, model.context or length)
     best, where, around = None, None, None
     count = read = 0
-    for number, ids in _pieces(model, texts, length):
+    for number, begin, ids in _pieces(model, texts, length):
         count, read = number + 1, read + len(ids)
         batch = {"input_ids": torch.tensor([ids], device=model.device)}
         if model.encoder_decoder and stack == "decoder":
@@ -363,7 +364,7 @@ def top_tokens(model: nn.Module, texts: Iterable[str], layer: int, neurons: list
             model(**batch)
         acts = tape.mlp(layer, stack)[0][:, chosen].float().cpu().T  # (n, T)
         value, at = acts.topk(min(k, len(ids)))
-        mine = torch.stack([torch.full_like(at, number), at], -1)  # (n, k, 2)
+        mine = torch.stack([torch.full_like(at, number), begin + at], -1)  # (n, k, 2)
         padded = torch.tensor([-1] * AROUND + ids + [-1] * AROUND)
         near = padded[at[..., None] + torch.arange(2 * AROUND + 1)]  # (n, k, 2 AROUND + 1)
         if best is not None:
@@ -377,20 +378,21 @@ def top_tokens(model: nn.Module, texts: Iterable[str], layer: int, neurons: list
     hits = {}
     for n, neuron in enumerate(chosen):
         hits[neuron] = [
-            Hit(value, *place, _said(model, ids[:AROUND]), _said(model, ids[AROUND : AROUND + 1]),
-                _said(model, ids[AROUND + 1 :]))
-            for value, place, ids in zip(best[n].tolist(), where[n].tolist(), around[n].tolist(),
+            Hit(value, text, position, _said(model, ids[:AROUND]),
+                _said(model, [ids[AROUND]]), _said(model, ids[AROUND + 1 :]))
+            for value, (text, position), ids in zip(best[n].tolist(), where[n].tolist(), around[n].tolist(),
                                          strict=True)]
     return TopTokens(layer, count, read, hits)
 
 
-def _pieces(model, texts: Iterable[str], length: int) -> Iterator[tuple[int, list[int]]]:
+def _pieces(model, texts: Iterable[str], length: int) -> Iterator[tuple[int, int, list[int]]]:
+    """(number of the text, first token, ids) of pieces of at most `length` tokens."""
     if isinstance(texts, str):
         raise MiradaError("texts is one text; give a list of texts, or an open file of lines")
     for number, text in enumerate(texts):
         ids = model.tokenizer.encode(text.rstrip("\n")).ids
         for begin in range(0, len(ids), length):
-            yield number, ids[begin : begin + length]
+            yield number, begin, ids[begin : begin + length]
 
 
 def _said(model, ids: list[int]) -> str:

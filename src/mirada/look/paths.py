@@ -19,6 +19,8 @@ from mirada.core.block import ParallelBlock
 from mirada.errors import MiradaError
 
 from . import draw, logits, maxflow, reduce, sites
+from .views import pages
+from .views.view import View
 
 FLOWED = 64  # tokens up to which a max-flow is worked out: its cost grows with their fourth power
 ROUTED = 512  # tokens up to which routes are
@@ -51,7 +53,7 @@ class Edge:
 
 
 @dataclass(frozen=True, eq=False)
-class Flow:
+class Flow(View):
     """Where an output token's information may have come from.
 
     shares: (L + 1, T), depth 0 the embedding: of a rollout, the target's share of each place; of
@@ -99,9 +101,10 @@ class Flow:
                                  "weight, left out" if self.hidden[0] else ""))
         return "\n".join([*lines, self.note])
 
-    def save(self, path) -> str:
-        """Draw the ways, depth by token, into `path`."""
-        return draw.save(self.figure(), path)
+    kind = "flow"  # of its page
+
+    def contents(self, lang: str):
+        return pages.flow(self, lang)
 
     def figure(self):
         """A matplotlib figure: tokens across, depth upwards, each place as dark as its share."""
@@ -201,7 +204,7 @@ def _max_flow(tape, stack: str, target: int, row: int, run: int) -> Flow:
 
 def flows(steps: np.ndarray, target: int) -> tuple[np.ndarray, np.ndarray]:
     """(T,) the greatest flow from `target` above all steps (L, T, T) to each place below them, and
-    (L, T, T) those flows together, scaled so that 1 leaves the target: what enters a place leaves."""
+    (L, T, T) those flows together, scaled so that 1 leaves the target."""
     L, T, _ = steps.shape
     capacity = np.zeros(((L + 1) * T, (L + 1) * T))
     for n, step in enumerate(steps):
@@ -243,7 +246,7 @@ class Routes:
         self.tape, self.stack, self.row, self.run, self.threshold = tape, stack, row, run, threshold
         self.module = sites.stacks(tape.model)[stack]
         self.edges: list[Edge] = []
-        self.below = [0, 0.0]  # edges under the threshold, and what they weigh together
+        self.fainter, self.faint = 0, 0.0  # edges under the threshold, what they weigh together
 
     @torch.no_grad()
     def flow(self, target: int) -> Flow:
@@ -254,18 +257,17 @@ class Routes:
         through[depths, target] = 1.0
         for layer in reversed(range(depths)):
             block, there = self.module.blocks[self.module.order[layer]], through[layer + 1]
-            groups = self._groups(layer, block)
-            for group in reversed(groups):  # what comes last is met first
-                there = self._step(layer, *group, there)
+            for x, subs in reversed(self._groups(layer, block)):  # what comes last is met first
+                there = self._step(layer, x, subs, there)
             through[layer] = there
         left = [n for n, e in enumerate(self.edges) if e.kind == "cross"]
         sources = (logits.tokens(self.tape, "encoder", self.row, self.run) if left else [])
         kept, (many, _) = _strongest(self.edges)
-        whole = sum(e.weight for e in self.edges) + self.below[1] or 1.0
+        whole = sum(e.weight for e in self.edges) + self.faint or 1.0
         share = 1 - sum(e.weight for e in kept) / whole
         value = through[0] / through[0].sum().clamp(min=1e-12)
         return Flow("routes", self.stack, logits.tokens(self.tape, self.stack, self.row, self.run),
-                    target, through, value.tolist(), kept, (many + self.below[0], share), sources)
+                    target, through, value.tolist(), kept, (many + self.fainter, share), sources)
 
     def _groups(self, layer: int, block: nn.Module) -> list[tuple]:
         """(stream before, sublayers that add to it) in the order in which they run."""
@@ -298,8 +300,8 @@ class Routes:
         for (kind, head), part in near.items():
             part = part / whole[:, None]
             small = (part > 0) & (part < self.threshold)
-            self.below[0] += int(small.sum())
-            self.below[1] += part[small].sum().item()
+            self.fainter += int(small.sum())
+            self.faint += part[small].sum().item()
             for n, key in (part >= self.threshold).nonzero().tolist():
                 query, weight = places[n], part[n, key].item()
                 key = query if kind in ("resid", "mlp") else key
@@ -311,9 +313,9 @@ class Routes:
     def _looked(self, layer: int, name: str, sub: nn.Module, places: list[int], y: Tensor):
         """(head, (places, S)) how near what each key brought is to what was written."""
         site = "cross" if name == "cross" else self.stack
-        attention, v = sub.f, self.tape.values(layer, site, self.run)[self.row].float()  # (G, S, Kv)
+        attention = sub.f
+        v = self.tape.values(layer, site, self.run)[self.row].float()  # (G, S, Kv)
         weight = logits.matrix(attention.o)[0].float().unflatten(1, (attention.heads, -1))
-        wrote = self.tape.added(layer, name, self.stack, self.run)[self.row]
         for head in range(attention.heads):
             look = self.tape.pattern(layer, head, places, site, self.run)[self.row, 0]
             brought = v[head * len(v) // attention.heads] @ weight[:, head].T  # (S, D)

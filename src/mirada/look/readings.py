@@ -8,7 +8,7 @@ from mirada.errors import MiradaError
 
 from . import logits, neurons, paths, pictures, redundancy
 
-KEPT = {  # kind of reading -> what its recording must keep
+KEPT: dict[str, dict] = {  # kind of reading -> what its recording must keep
     "rollout": {}, "maxflow": {}, "routes": dict(v=True, resid="sublayers", z=True),
     "lens": dict(keep=None, resid=True), "dla": dict(keep=None, resid="sublayers", z=True),
     "neurons": dict(keep=None, mlp=True), "redundant": dict(z=True),
@@ -19,7 +19,7 @@ def reading(model, text: str, kind: str, *, to: str | None = None, layer: int | 
             stack: str | None = None, token: str | None = None, at: int = -1):
     """What flow (by method), lens, dla, firing ("neurons") or redundant find for one text.
 
-    to: the decoder's text, of encoder-decoders. token: the word whose logit is followed (lens, dla).
+    to: the decoder's text, of encoder-decoders. token: the word whose logit lens and dla follow.
     at: the token that is looked at, the last when -1. layer: whose neurons, the last when None.
     Raises MiradaError.
     """
@@ -46,5 +46,5 @@ def _id(model, word: str) -> int:
         ids = model.tokenizer.encode(spelt, special=False).ids
         if len(ids) == 1:
             return ids[0]
-    raise MiradaError(f"{word!r} is {len(ids)} tokens here ({' '.join(model.tokenizer.pieces(ids))}): "
-                      "name one token")
+    parts = " ".join(model.tokenizer.pieces(ids))
+    raise MiradaError(f"{word!r} is {len(ids)} tokens here ({parts}): name one token")

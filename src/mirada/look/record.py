@@ -26,7 +26,6 @@ from mirada.look.patterns import (
     Taken,
     Terms,
     calls_before,
-    first,
     in_order,
     is_plain,
     listed,

@@ -1,7 +1,7 @@
 """Heads that do the same: by where they look, and by what they bring; clusters of both.
 
-Heads of one kind can stand in for each other, so that removing one of them shows little: a cluster is
-a set to remove together.
+Heads of one kind can stand in for each other, so that removing one of them shows little: a cluster
+is a set to remove together.
 """
 
 from __future__ import annotations
@@ -23,9 +23,9 @@ ALIKE = 0.15  # mean distance up to which patterns share a cluster
 @dataclass(frozen=True, eq=False)
 class Redundancy:
     """Every pair of heads: distance (N, N) of patterns, the square root of the Jensen-Shannon
-    divergence in bits, 0 alike and 1 apart, its mean over queries; cosine (N, N) of what they add to
-    the stream, or None where the tape has no z. heads: (layer, head) of each row. clusters: indices
-    of heads, largest first, those alone left out."""
+    divergence in bits, 0 alike and 1 apart, its mean over queries; cosine (N, N) of what they add
+    to the stream, or None where the tape has no z. heads: (layer, head) of each row. clusters:
+    indices of heads, largest first, those alone left out."""
 
     stack: str
     heads: list[tuple[int, int]]
@@ -51,8 +51,8 @@ class Redundancy:
 
     def __str__(self) -> str:
         inside = sum(map(len, self.clusters))
-        lines = [f"{len(self.heads)} heads of the {self.stack}, compared at {self.queries} queries: "
-                 f"{inside} in {len(self.clusters)} clusters (mean distance up to "
+        lines = [f"{len(self.heads)} heads of the {self.stack}, compared at {self.queries} queries:"
+                 f" {inside} in {len(self.clusters)} clusters (mean distance up to "
                  f"{self.threshold:g})"]
         for members in self.clusters[:12]:
             named = " ".join("{}.{}".format(*self.heads[n]) for n in members[:16])
@@ -76,8 +76,8 @@ class Redundancy:
         if self.cosine is not None:
             grids.append(("Cosine of outputs", self.cosine, "PuOr_r", -1))
         figure = draw.canvas(5.8 * len(grids), 5.6)
-        for axes, (title, grid, colors, low) in zip(figure.subplots(1, len(grids), squeeze=False)[0],
-                                                    grids, strict=True):
+        places = figure.subplots(1, len(grids), squeeze=False)[0]
+        for axes, (title, grid, colors, low) in zip(places, grids, strict=True):
             draw.dressed(axes, title)
             picture = axes.imshow(grid[order][:, order].numpy(), cmap=colors, vmin=low, vmax=1,
                                   interpolation="nearest")

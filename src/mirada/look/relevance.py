@@ -14,7 +14,7 @@ from torch import Tensor, nn
 
 from mirada.errors import MiradaError
 
-from . import logits, patterns, record, sites
+from . import patterns, record, sites
 
 MOST = 2048  # tokens up to which layers are joined: that holds T x T
 
@@ -41,7 +41,9 @@ class GradientAttention:
         v = self.tape.values(site[1], site[0])[self.row]  # (G, S, Kv)
         v = v[[h * len(v) // H for h in chosen]].float()
         slope = self.slopes[site][chosen][:, wanted] @ v.mT
-        return slope * self.tape.pattern(site[1], chosen, wanted, site[0])[self.row] if times else slope
+        if not times:
+            return slope
+        return slope * self.tape.pattern(site[1], chosen, wanted, site[0])[self.row]
 
     def heads(self, stack: str | None = None) -> Tensor:
         """(L, H) of each head the sum of weight times gradient: to first order, what the score
@@ -55,8 +57,8 @@ class GradientAttention:
         layers = self.tape.layers(stack)
         T, S = self.tape.shape(layers[0], stack)[2:]
         if T != S or T > MOST:
-            raise MiradaError(f"relevance joins layers that look from places at the same places, up "
-                              f"to {MOST}; this stack looks from {T} at {S}")
+            raise MiradaError("relevance joins layers that look at their own places, at most "
+                              f"{MOST}; this stack looks from {T} at {S}")
         found = torch.eye(T)
         for layer in layers:
             found = found + self.weights(layer, stack=stack).clamp(min=0).mean(0).cpu() @ found
@@ -92,7 +94,7 @@ def gradient_attention(model: nn.Module, batch: dict, token: int | None = None, 
         try:
             for parameter in tracked:  # the pass back needs none of theirs
                 parameter.requires_grad_(False)
-            with torch.enable_grad():
+            with torch.inference_mode(False), torch.enable_grad():
                 out = model(**batch)
                 scores = next((out[n] for n in ("logits", "prediction_logits") if n in out), None)
                 if scores is None:

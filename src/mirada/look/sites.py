@@ -33,11 +33,6 @@ class Spot:
     ids: Tensor | None = None
     real: Tensor | None = None
 
-    @property
-    def first(self) -> Tensor:
-        """(B, T): True at the first token of each row."""
-        return self.real & (self.real.cumsum(1) == 1) & (self.start == 0)
-
 
 def stacks(model: nn.Module) -> dict[str, Stack]:
     """encoder and decoder, or the one of them that a model is."""

@@ -22,6 +22,7 @@ from .packing import ENCODINGS, check_size, encode, packed, triangle
 from .query import Query
 from .runs import SCORES, Run
 
+NAMED = 8192  # tokens that are named at once
 ROLLED = 1024  # tokens of a whole rollout, a product of squares
 NARROWER = "ask for fewer rows=, cols= or heads=, for enc=u8sqrt, or for the overview with pool="
 
@@ -31,8 +32,8 @@ def overview(run: Run, query: Query, stack: str) -> bytes:
     tape = _tape(run, stack)
     all_layers = tape.layers(stack)
     pool = query.number("pool", 64, 1, 256)
-    layers = query.span("layers", max(all_layers) + 1, inclusive=True)
-    layers = [n for n in all_layers if n in layers]
+    asked = query.span("layers", max(all_layers) + 1, inclusive=True)
+    layers = [n for n in all_layers if n in asked]
     if not layers:
         raise Refused(400, "input", "none of these layers has an attention", field="layers")
     _, _, T, S = tape.shape(layers[0], stack)
@@ -176,7 +177,8 @@ def lens(run: Run, query: Query) -> bytes:
                    "chosen_p": encode(found.prob, "f32")[0],
                    "chosen_rank": (found.rank - 1).numpy().astype("uint32")},
                   stack=run.main, rows=f"{rows.start}:{rows.stop}", top=top,
-                  token=None if token < 0 else token, depths=json.dumps(["embed", *map(str, range(1, L))]),
+                  token=None if token < 0 else token,
+                  depths=json.dumps(["embed", *map(str, range(1, L))]),
                   labels=json.dumps({str(n): w for n, w in found.words.items()}))
 
 
@@ -189,8 +191,8 @@ def dla(run: Run, query: Query) -> dict:
         found = mirada_dla(run.again(keep=None, resid="sublayers", z=True),
                            None if token < 0 else token, pos=pos).data()
     del found["against"]
-    return {**found, "snippet": snippet(run, 'keep=None, resid="sublayers", z=True',
-                                        f"mirada.look.dla(tape, {found['token']['id']}, pos={pos})")}
+    asked = f"mirada.look.dla(tape, {found['token']['id']}, pos={pos})"
+    return {**found, "snippet": snippet(run, 'keep=None, resid="sublayers", z=True', asked)}
 
 
 def mlp(run: Run, query: Query, layer: int) -> dict:
@@ -255,7 +257,7 @@ def redundancy(run: Run, query: Query) -> bytes:
 
 def snippet(run: Run, recorded: str, asked: str) -> str:
     """Python that records a run's pass and prints an answer about it."""
-    return (f"import mirada, torch\nm = mirada.load({run.served.name!r})\n"
+    return (f"import mirada, torch\nm = {run.served.loading}\n"
             f"batch = {written(run.batch)}\nwith torch.no_grad(), m.record({recorded}) as tape:\n"
             f"    m(**batch)\nprint({asked})")
 
@@ -269,11 +271,10 @@ def vocab(served, query: Query) -> dict:
     """Readable pieces of some ids."""
     size = max(served.data["vocab"], 1)
     if query.has("ids"):
-        ids = query.numbers("ids", 8192, size)
-    else:
-        first = query.number("from", 0, 0, size)
-        ids = range(first, min(query.number("to", size, 0, size), first + 8192))
-    return {"tokens": served.labels(ids)}
+        return {"tokens": served.labels(query.numbers("ids", NAMED, size))}
+    first = query.number("from", 0, 0, size)
+    last = min(query.number("to", size, 0, size), first + NAMED)
+    return {"tokens": served.labels(range(first, last))}
 
 
 def _tape(run: Run, stack: str) -> Tape:
@@ -310,7 +311,7 @@ def _values(run: Run, tape: Tape, stack: str, layer: int, heads: list[int], rows
         return _scored(tape, stack, layer, heads, rows)[3]
     if value == "norm":
         live(run)
-        return run.again(layers=[layer], v=True).values_norm(layer, heads, rows, stack)[0]
+        return tape.values_norm(layer, heads, rows, stack)[0]
     return tape.pattern(layer, heads, rows, stack)[0]
 
 

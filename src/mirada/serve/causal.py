@@ -26,7 +26,9 @@ def effect(run: Run, runs: Runs, asked: dict) -> dict:
         changes.append(change)
         sources.append(source)
     pos = _position(run, asked)
-    before = answered(run, pos)
+    with run.served.lock, torch.no_grad():
+        out = run.served.model(**run.batch)
+    before = _scores(run, out, pos)
     token, other = chosen(before, asked)
     with run.served.lock, torch.no_grad(), run.served.model.intervene(*changes):
         after = _scores(run, run.served.model(**run.batch), pos)
@@ -41,7 +43,7 @@ def effect(run: Run, runs: Runs, asked: dict) -> dict:
             "kl": (a.exp() * (a - b)).sum().clamp(min=0).item(),
             "probability": (b[token].exp() - a[token].exp()).item()},
         "identical": torch.equal(before, after), "reference": said,
-        "snippet": _snippet(run, changes, sources, pos, token, other)}
+        "snippet": _snippet(run, changes, sources, _read(out, pos), token, other)}
 
 
 def answered(run: Run, pos: int) -> Tensor:
@@ -83,7 +85,7 @@ def sweep(run: Run, asked: dict, job: Job) -> dict:
             "pos": pos, "token": run.served.choice(token), "other": run.served.choice(other),
             "reference": OWN_MEAN if op == "mean" else None, "effects": effects,
             "snippet": f"import mirada, torch\nfrom mirada.look import sweeps\n"
-            f"m = mirada.load({run.served.name!r})\nbatch = {answers.written(run.batch)}\n"
+            f"m = {run.served.loading}\nbatch = {answers.written(run.batch)}\n"
             f"metric = sweeps.logit_difference({token}, {other}, at={pos})\n"
             f"print(sweeps.sweep(m, batch, metric, {asking}).mean)"}
 
@@ -142,10 +144,16 @@ def _kept(given: dict) -> dict:
     return wanted.get(site, {"resid": "sublayers"})
 
 
-def _snippet(run: Run, changes: list[dict], sources: list[Run | None], pos: int, token: int,
+def _read(out: dict, pos: int) -> str:
+    """How Python reads the scores of a token from a model's output."""
+    name = _logits(out)
+    return f".{name}[0]" if out[name].ndim == 2 else f".{name}[0, {pos}]"
+
+
+def _snippet(run: Run, changes: list[dict], sources: list[Run | None], read: str, token: int,
              other: int) -> str:
     """Python that returns the change of the logit difference."""
-    lines = [f"import mirada, torch\nm = mirada.load({run.served.name!r})",
+    lines = [f"import mirada, torch\nm = {run.served.loading}",
              f"batch = {answers.written(run.batch)}"]
     told = []
     for n, (change, source) in enumerate(zip(changes, sources, strict=True)):
@@ -156,13 +164,9 @@ def _snippet(run: Run, changes: list[dict], sources: list[Run | None], pos: int,
                          f"    m(**{answers.written(source.batch)})")
             words += f", 'source': tape{n}"
         told.append(f"    {{{words}}},")
-    with run.served.lock, torch.no_grad():
-        out = run.served.model(**run.batch)
-    at = "[0]" if out[_logits(out)].ndim == 2 else f"[0, {pos}]"
     lines += ["changes = [", *told, "]", "with torch.no_grad():",
-              f"    before = m(**batch).{_logits(out)}{at}",
-              "    with m.intervene(*changes):",
-              f"        after = m(**batch).{_logits(out)}{at}",
+              f"    before = m(**batch){read}", "    with m.intervene(*changes):",
+              f"        after = m(**batch){read}",
               f"difference = lambda x: (x[{token}] - x[{other}]).item()",
               "print(difference(after) - difference(before))"]
     return "\n".join(lines)

@@ -8,8 +8,10 @@ import re
 import secrets
 import threading
 import webbrowser
+from collections.abc import Callable
 from pathlib import Path
-from urllib.parse import unquote
+from typing import Any
+from urllib.parse import unquote, urlencode, urlunsplit
 
 import torch
 
@@ -22,8 +24,10 @@ from .errors import Refused, missing
 from .jobs import Jobs
 from .packing import ANSWER
 from .query import Query
-from .runs import KEPT, TOKENS, Runs, Served, make
-from .wire import BODY, FOREVER, NEVER, NUMBERS, Answer, Server, as_json
+from .reading import TOKENS
+from .runs import KEPT, Runs, make
+from .served import Served
+from .wire import BODY, FOREVER, NEVER, NUMBERS, Answer, Server, as_json, json_bytes
 
 STATIC = Path(__file__).parent / "static"
 HASHED = re.compile(r"-[0-9a-f]{10}\.(?:js|css)$")  # a name that changes with the bytes
@@ -48,8 +52,8 @@ class Explorer:
     @property
     def url(self) -> str:
         """The link that opens the page; it carries the token."""
-        lang = f"&lang={self.lang}" if self.lang else ""
-        return f"http://127.0.0.1:{self.port}/?token={self.token}{lang}"
+        words = {"token": self.token, **({"lang": self.lang} if self.lang else {})}
+        return urlunsplit(("http", f"127.0.0.1:{self.port}", "/", urlencode(words), ""))
 
     def listen(self, port: int = 0) -> Server:
         """Bind to the port (0: a free one). Raises MiradaError where it is taken."""
@@ -94,7 +98,7 @@ class Explorer:
                 asked = Query(query)
                 words = [int(w) if w.isdigit() else w for w in found.groups()]
                 given = () if method != "POST" else (_given(path, body, kind),)
-                made = function(self, *words, asked, *given)
+                made: Any = function(self, *words, asked, *given)
                 asked.done()
                 return made if isinstance(made, Answer) else (
                     Answer(made, NUMBERS) if isinstance(made, bytes) else as_json(made))
@@ -192,7 +196,7 @@ class Explorer:
                     yield b": still at work\n\n"
                     continue
                 name = "progress" if told["state"] == "running" else told["state"]
-                yield f"event: {name}\n".encode() + b"data: " + as_json(told).body + b"\n\n"
+                yield f"event: {name}\n".encode() + b"data: " + json_bytes(told) + b"\n\n"
         return Answer(stream(), "text/event-stream")
 
 
@@ -205,7 +209,7 @@ def _of_run(function):
 
 
 RUN, STACK = r"runs/(r_[0-9a-f]{12})", r"(encoder|decoder|cross)"
-ROUTES = (
+ROUTES: tuple[tuple[str, str, Callable[..., Any]], ...] = (
     ("GET", r"models", Explorer.list_models),
     ("GET", r"models/(m[0-9]{1,3})", Explorer.card),
     ("GET", r"models/(m[0-9]{1,3})/vocab", Explorer.vocab),

@@ -5,15 +5,16 @@ from __future__ import annotations
 import tempfile
 from itertools import count
 from pathlib import Path
+from typing import Any
 
 from mirada.look.heads.report import roles as report
 from mirada.look.heads.scores import ROLES
 from mirada.look.heads.verdicts import VERDICTS
 
 from .jobs import Job
-from .runs import Served
+from .served import Served
 
-SUITES = {"default": {}, "quick": {"rows": 16, "count": 120}}
+SUITES: dict[str, dict[str, Any]] = {"default": {}, "quick": {"rows": 16, "count": 120}}
 
 
 def roles(served: Served, asked: dict, job: Job) -> dict:

@@ -1,4 +1,4 @@
-"""Long work: in a thread of its own, told about while it runs, stopped when it is no longer wanted."""
+"""Long work: in a thread of its own, told about while it runs, stopped when no longer wanted."""
 
 from __future__ import annotations
 
@@ -29,7 +29,7 @@ class Job:
         self.done, self.total, self.words = 0, 0, ""
         self.result: dict | None = None
         self.error: dict | None = None
-        self.wanted = True
+        self.wanted, self.thread = True, threading.current_thread()
         self.news = threading.Condition()
 
     def progress(self, done: int, total: int, words: str = "") -> None:
@@ -95,12 +95,13 @@ class Jobs:
         """Begin a job. Raises Refused when enough are running."""
         with self.lock:
             if sum(job.state == "running" for job in self.jobs.values()) >= AT_ONCE:
-                raise Refused(429, "busy", f"{AT_ONCE} jobs are running; wait for one, or cancel it")
+                raise Refused(429, "busy", f"{AT_ONCE} jobs are running: wait, or cancel one")
             job = Job(kind)
             self.jobs[job.id] = job
             while len(self.jobs) > REMEMBERED:
                 self.jobs.popitem(last=False)
-        threading.Thread(target=job.run, args=(work,), name=job.id, daemon=True).start()
+        job.thread = threading.Thread(target=job.run, args=(work,), name=job.id, daemon=True)
+        job.thread.start()
         return job
 
     def find(self, id: str) -> Job:
@@ -108,6 +109,10 @@ class Jobs:
             raise missing("there is no such job")
         return self.jobs[id]
 
-    def cancel_all(self) -> None:
-        for job in list(self.jobs.values()):
+    def cancel_all(self, patience: float = 10.0) -> None:
+        """Cancel what runs, and wait for it: a thread that dies inside torch takes all down."""
+        running = [job for job in self.jobs.values() if job.state == "running"]
+        for job in running:
             job.cancel()
+        for job in running:
+            job.thread.join(patience)

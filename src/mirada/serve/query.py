@@ -53,7 +53,7 @@ class Query:
         return text
 
     def span(self, name: str, count: int, inclusive: bool = False) -> range:
-        """a:b (b not included), a-b (b included) or one number, within 0..count; all when absent."""
+        """a:b (without b), a-b (b included) or one number, within 0..count; all when absent."""
         text = self._take(name)
         if text is None:
             return range(count)
@@ -84,7 +84,8 @@ class Query:
 
 def _whole(name: str, text: str, low: int, high: int) -> int:
     digits = text.removeprefix("-")
-    if not (digits.isascii() and digits.isdigit()) or len(text) > 12 or not low <= int(text) <= high:
+    number = digits.isascii() and digits.isdigit() and len(text) <= 12
+    if not number or not low <= int(text) <= high:
         raise Refused(400, "input", f"{name}= must be a whole number from {low} to {high}",
                       field=name)
     return int(text)

@@ -17,10 +17,12 @@ import threading
 import time
 import traceback
 import zlib
+from collections.abc import Iterator
 from dataclasses import dataclass, field
+from email.message import Message
 from http import HTTPStatus
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
-from urllib.parse import parse_qsl, urlencode
+from urllib.parse import parse_qsl, urlencode, urlunsplit
 
 from mirada.errors import MiradaError
 
@@ -47,19 +49,24 @@ FOREVER, NEVER = "private, max-age=31536000, immutable", "no-store"
 class Answer:
     """What goes back: bytes or, of a stream, an iterator of bytes; for how long it may be kept."""
 
-    body: object
+    body: bytes | Iterator[bytes]
     type: str = JSON
     status: int = 200
     cache: str = NEVER
     headers: dict[str, str] = field(default_factory=dict)
 
 
-def as_json(data: dict, status: int = 200, **more) -> Answer:
+def as_json(data: dict, status: int = 200) -> Answer:
+    """The answer in JSON."""
+    return Answer(json_bytes(data), status=status)
+
+
+def json_bytes(data: dict) -> bytes:
     """JSON with no bare < or &, so that no reader can take it for markup."""
     text = json.dumps(data, ensure_ascii=False, allow_nan=False, separators=(",", ":"))
     for sign in "<>&\u2028\u2029":
         text = text.replace(sign, f"\\u{ord(sign):04x}")
-    return Answer(text.encode("utf-8", "replace"), status=status, **more)
+    return text.encode("utf-8", "replace")
 
 
 class _Until(io.RawIOBase):
@@ -116,6 +123,7 @@ class Server(ThreadingHTTPServer):
 class Connection(BaseHTTPRequestHandler):
     """Reads calls, asks the explorer, writes answers."""
 
+    server: Server
     protocol_version = "HTTP/1.1"
     server_version, sys_version = "mirada", ""
 
@@ -165,7 +173,7 @@ class Connection(BaseHTTPRequestHandler):
         if len(hosts) != 1 or not _ours(hosts[0]):
             raise self._refused(403, "forbidden", "this server answers only to 127.0.0.1")
         origins = headers.get_all("Origin") or []
-        if origins and origins != [f"http://{hosts[0]}"]:
+        if origins and origins != [urlunsplit(("http", hosts[0], "", "", ""))]:
             raise self._refused(403, "forbidden", "this server answers only its own page")
         if headers.get("Sec-Fetch-Site") in ("cross-site", "same-site") and not (
                 self.path.partition("?")[0] == "/" and headers.get("Sec-Fetch-Mode") == "navigate"):
@@ -249,19 +257,12 @@ class Connection(BaseHTTPRequestHandler):
 
     def _send(self, answer: Answer) -> None:
         self.connection.settimeout(SEND_SECONDS)
-        streams = not isinstance(answer.body, bytes)
-        body = b"" if streams else answer.body
         headers = {**SAFE, "Content-Type": answer.type, "Cache-Control": answer.cache,
                    **answer.headers}
-        if not streams:
-            if len(body) >= WORTH_PACKING and "gzip" in (self.headers.get("Accept-Encoding") or ""):
-                packer = zlib.compressobj(1, wbits=31)
-                smaller = packer.compress(body) + packer.flush()
-                if len(smaller) < 0.9 * len(body):
-                    body = smaller
-                    headers["Content-Encoding"] = "gzip"
-            headers["Vary"] = "Accept-Encoding"
-            headers["Content-Length"] = str(len(body))
+        streams = not isinstance(answer.body, bytes)
+        parts = answer.body
+        if isinstance(parts, bytes):
+            parts = iter([self._packed(parts, headers)])
         self.close_connection = self.close_connection or streams
         if self.close_connection:
             headers["Connection"] = "close"
@@ -271,14 +272,25 @@ class Connection(BaseHTTPRequestHandler):
         self.end_headers()
         if self.command == "HEAD":
             return
-        for part in answer.body if streams else [body]:
+        for part in parts:
             self.wfile.write(part)
+
+    def _packed(self, body: bytes, headers: dict[str, str]) -> bytes:
+        """The body, smaller where the page can unpack it and it pays; the headers say so."""
+        if len(body) >= WORTH_PACKING and "gzip" in (self.headers.get("Accept-Encoding") or ""):
+            packer = zlib.compressobj(1, wbits=31)
+            smaller = packer.compress(body) + packer.flush()
+            if len(smaller) < 0.9 * len(body):
+                body = smaller
+                headers["Content-Encoding"] = "gzip"
+        headers |= {"Vary": "Accept-Encoding", "Content-Length": str(len(body))}
+        return body
 
     def send_error(self, code, message=None, explain=None):
         """A request that is not even HTTP: the reason in the schema's words, nothing repeated."""
         self.close_connection, self.request_version = True, self.protocol_version
         self.command = getattr(self, "command", None) or "GET"
-        self.headers = getattr(self, "headers", None) or {}
+        self.headers = getattr(self, "headers", None) or Message()
         kind = "too_large" if code in (414, 431) else "method" if code == 501 else "input"
         self._send(as_json({"error": {"type": kind, "message": HTTPStatus(code).phrase}}, code))
 

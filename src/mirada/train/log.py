@@ -6,9 +6,10 @@ import fcntl
 import json
 import math
 import os
+import sys
 from pathlib import Path
 
-from mirada.errors import MiradaError
+from mirada.errors import MiradaError, UntrustedInputError, WorkFailed
 
 
 class Folder:
@@ -34,11 +35,12 @@ class Folder:
         """What the run is, once: a folder that holds another run is refused."""
         file = self.path / "run.json"
         if not file.exists():
-            aside = file.with_suffix(".tmp")
-            aside.write_text(json.dumps(run, indent=1, default=str))
-            os.replace(aside, file)
+            keep(file, run)
             return
-        said = json.loads(file.read_text())
+        try:
+            said = json.loads(file.read_text())
+        except ValueError as error:
+            raise UntrustedInputError(file, "file", f"is no JSON: {error}") from None
         told = json.loads(json.dumps(run, default=str))
         other = sorted(k for k in said.keys() | told.keys() if said.get(k) != told.get(k))
         if other:
@@ -55,15 +57,40 @@ class Folder:
             os.replace(aside, file)
 
     def log(self, line: dict) -> None:
-        with (self.path / "log.jsonl").open("a") as file:
-            file.write(json.dumps(line) + "\n")
+        """Raises WorkFailed where the disk takes no more; no half line is left."""
+        try:
+            _append(self.path / "log.jsonl", line)
+        except OSError as error:
+            raise WorkFailed(f"{self.path / 'log.jsonl'} cannot be written: "
+                             f"{error.strerror}") from error
 
     def event(self, line: dict) -> None:
-        with (self.path / "events.jsonl").open("a") as file:
-            file.write(json.dumps(line) + "\n")
+        """Where the disk takes no more, it is said on stderr instead."""
+        try:
+            _append(self.path / "events.jsonl", line)
+        except OSError as error:
+            print(f"mirada: {json.dumps(line)} (events.jsonl cannot be written: "
+                  f"{error.strerror})", file=sys.stderr)
+
+    def flush(self) -> None:
+        """Force the log onto the disk, so that it is never behind a checkpoint."""
+        file = self.path / "log.jsonl"
+        if file.exists():
+            with file.open("rb") as opened:
+                os.fsync(opened.fileno())
 
     def close(self) -> None:
         self._lock.close()
+
+
+def keep(file: Path, content: dict) -> None:
+    """A file of JSON, whole or not there, whatever happens meanwhile."""
+    aside = file.with_suffix(".tmp")
+    with aside.open("w") as opened:
+        opened.write(json.dumps(content, indent=1, default=str))
+        opened.flush()
+        os.fsync(opened.fileno())
+    os.replace(aside, file)
 
 
 def history(path: str | os.PathLike) -> list[dict]:
@@ -72,6 +99,18 @@ def history(path: str | os.PathLike) -> list[dict]:
     if not file.exists():
         return []
     return [json.loads(line) for line in file.read_text().splitlines() if _step(line) < math.inf]
+
+
+def _append(file: Path, line: dict) -> None:
+    with file.open("ab", buffering=0) as opened:
+        before = opened.tell()
+        text = json.dumps(line).encode() + b"\n"
+        try:
+            if opened.write(text) < len(text):
+                opened.write(text[opened.tell() - before :])  # and this says why
+        except OSError:
+            opened.truncate(before)
+            raise
 
 
 def _step(line: str) -> float:

@@ -146,13 +146,14 @@ class Trainer:
         weight = sum(self.objective.weight(part) for part in parts)
         total, more = 0.0, {}
         self.opt.zero_grad(set_to_none=True)
-        for part in parts:  # each part's sum over the whole batch's weight: as one big batch
-            with self._autocast():
-                loss, numbers = self.objective.loss(self.model, part)
-            (loss / weight).backward()
-            total += float(loss.detach()) / weight
-            for name, value in numbers.items():
-                more[name] = more.get(name, 0.0) + value / len(parts)
+        with self._room():
+            for part in parts:  # each part's sum over the whole batch's weight: as one big batch
+                with self._autocast():
+                    loss, numbers = self.objective.loss(self.model, part)
+                (loss / weight).backward()
+                total += float(loss.detach()) / weight
+                for name, value in numbers.items():
+                    more[name] = more.get(name, 0.0) + value / len(parts)
         norm = self._clip()
         fine = math.isfinite(total) and math.isfinite(norm)
         if fine:
@@ -178,7 +179,12 @@ class Trainer:
     def _note(self, line: dict, fine: bool) -> None:
         self.history.append(line)
         if self.folder is not None:
-            self.folder.log(line)
+            try:
+                self.folder.log(line)
+            except WorkFailed as error:
+                if self.plan.full == "stop":
+                    raise
+                self.folder.event({"what": "not logged", "step": self.step, "why": str(error)})
         self.watch(line)
         if not fine:
             self._bad(line)
@@ -261,12 +267,31 @@ class Trainer:
         state = {"recent": list(self.recent), "skipped": self.skipped}
         assert self.folder is not None
         try:
+            self.folder.flush()
             checkpoint.write(self.folder.checkpoints,
                              checkpoint.Checkpoint(self.step, tensors, state), self.plan.keep)
         except WorkFailed as error:
             self.folder.event({"what": "not saved", "step": self.step, "why": str(error)})
             if self.plan.full == "stop":
                 raise
+
+    @contextlib.contextmanager
+    def _room(self):
+        """A batch that does not fit is told apart from every other failure."""
+        try:
+            yield
+        except (RuntimeError, MemoryError) as error:
+            full = isinstance(error, MemoryError | torch.OutOfMemoryError) or (
+                "can't allocate memory" in str(error))  # torch's words on a CPU
+            if not full:
+                raise
+            size = self.plan.batch // self.plan.parts
+            parts = next((n for n in range(self.plan.parts + 1, self.plan.batch + 1)
+                          if self.plan.batch % n == 0), None)
+            what = (f"parts={parts} reads {self.plan.batch // parts} at a time, with the same result"
+                    if parts else "take shorter samples, or a smaller model")
+            raise WorkFailed(f"step {self.step + 1}: {size} samples at a time do not fit into the "
+                             f"memory; {what}") from error
 
     def _close(self) -> None:
         if self.folder is not None:

@@ -76,8 +76,8 @@ def repeats(model, rows: int, period: int = PERIOD, times: int = TIMES, seed: in
     draw, stack = torch.Generator().manual_seed(seed), _stack(model)
     tokenizer, V = model.tokenizer, model.config.vocab
     special = tokenizer.special_ids if tokenizer is not None else set()
-    usable = torch.tensor([i for i in range(V // 4, max(3 * V // 4, V // 4 + period))
-                           if i not in special])  # neither the rarest nor the most frequent
+    among = range(V // 4, 3 * V // 4) if V >= 8 * period else range(V)  # no rarest, no commonest
+    usable = torch.tensor([i for i in among if i not in special])
     period = min(period, len(usable), (model.context or 1 << 20) // times - 1)
     made = torch.stack([usable[torch.randperm(len(usable), generator=draw)[:period]]
                         for _ in range(rows)])

@@ -13,6 +13,8 @@ from mirada.look.describe import resolve
 from mirada.look.heads import probes, templates
 from mirada.look.heads.scores import FIGURES, ROLES, Score, controlled, scan
 from mirada.look.heads.verdicts import VERDICTS, Verdict, judge
+from mirada.look.views import pages
+from mirada.look.views.view import View
 
 WORDS = {
     "en": {"verified": "verified", "pattern only": "looks like it", "causal only": "acts like it",
@@ -41,7 +43,7 @@ SAID = {
 
 
 @dataclass(frozen=True)
-class Report:
+class Report(View):
     """What the heads of a model do. verdicts: the roles found; scores: all that was measured."""
 
     model: str
@@ -105,12 +107,15 @@ class Report:
         return sorted(self.verdicts, key=lambda v: (
             VERDICTS.index(v.verdict), list(ROLES).index(v.score.role), v.score.at))
 
+    kind = "roles"  # of its page
+
+    def contents(self, lang: str):
+        return pages.roles(self, lang)
+
     def save(self, path) -> str:
-        """The roles as a table (.csv), or the map of layers and heads as a picture."""
-        out = draw.place(path, (*draw.PICTURES, ".csv"))
-        if out.suffix == ".csv":
-            return draw.written(out, self._table)
-        return draw.save(self.figure(), out)
+        """The roles as a table (.csv), the map of layers and heads as a picture or a page."""
+        out = draw.place(path, (*draw.PICTURES, ".csv", ".html"))
+        return draw.written(out, self._table) if out.suffix == ".csv" else super().save(out)
 
     def _table(self, path: str) -> None:
         rows = [self._row(v) for v in self._sorted()]

@@ -217,14 +217,14 @@ def gold(probe: Probe) -> list[Pair]:
         links = [("syntactic", f"{name}: dependent → head", d, h) for name, d, h in s.relations]
         links += [("syntactic", f"{name}: head → dependent", h, d) for name, d, h in s.relations]
         for role, detail, query, key in links:
-            found.append(Pair(role, detail, b, query, key, _others(probe, b, query)))
+            found.append(Pair(role, detail, b, query, key, others(probe, b, query)))
         for query, key in s.corefs:
             earlier = tuple(m for m in s.mentions if m < query)
             found.append(Pair("coreference", "", b, query, key, earlier))
     return [p for p in found if p.key in p.others and len(p.others) > 1 and probe.words[p.b][p.query]]
 
 
-def _others(probe: Probe, b: int, query: int) -> tuple[int, ...]:
+def others(probe: Probe, b: int, query: int) -> tuple[int, ...]:
     """Words that a word may look at, itself left out."""
     words = probe.words[b]
     return tuple(n for n, tokens in enumerate(words) if tokens and n != query and (

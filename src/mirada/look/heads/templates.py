@@ -254,10 +254,10 @@ def _sentence(tokens: list[str], spanish: int, nouns, chosen: dict, draw, negate
     corefs = [(at, names["N" + name[1]]) for name, at in names.items() if name[0] in "RSY"]
     cue = next(((names[link[1]], names[name]) for name, link in links if name == "Z"), None)
     mentions = [at for name, at in names.items() if name[0] == "N"]
-    return Sentence(*_laid(words), relations, corefs, mentions, cue, names)
+    return Sentence(*laid(words), relations, corefs, mentions, cue, names)
 
 
-def _laid(words: list[str]) -> tuple[str, list[tuple[int, int]]]:
+def laid(words: list[str]) -> tuple[str, list[tuple[int, int]]]:
     text, spans = "", []
     for word in words:
         text += " " if text and word not in ",." else ""

@@ -26,6 +26,7 @@ from tqdm import tqdm
 from mirada.look.heads import probes, scores
 from mirada.look.heads.probes import Probe
 from mirada.look.heads.scores import RADIUS, ROLES, Score
+from mirada.look.sweeps import bootstrap
 
 VERDICTS = ("verified", "pattern only", "causal only", "contradicted")
 ROWS, LENGTH, CHUNK = 24, 32, 8  # rows of a test, tokens of running text in one, rows at a time
@@ -177,7 +178,7 @@ class Trials:
         if far.ndim < 2:
             return far
         real = part.probe.real if far.shape == part.probe.real.shape else torch.ones_like(far)
-        return (far * real).sum(1) / real.sum(1)
+        return (far.clamp(min=0) * real).sum(1) / real.sum(1)  # rounding alone goes below 0
 
     def _edges(self, score: Score, at: tuple, part: Part) -> Tensor:
         cut, other = (self._moved(part, _pattern(at, Without(part.tape, edges)))
@@ -286,7 +287,7 @@ def judged(score: Score, effect: Tensor, null: list[float], test: str) -> Verdic
     """The rule. verified: the interval leaves out 0, most rows agree, and 95 % of the controls do
     less; of rest: 95 % do more. contradicted: the effect is below the controls' median and surely
     not the claimed one (below 0; of rest: above the median)."""
-    mean, (low, high) = effect.mean().item(), interval(effect)
+    mean, (low, high) = effect.mean().item(), bootstrap(effect)
     controls = torch.tensor(null, dtype=torch.float64)
     middle = controls.median().item()
     below = (controls < mean).double().mean().item()
@@ -298,14 +299,6 @@ def judged(score: Score, effect: Tensor, null: list[float], test: str) -> Verdic
         verdict = ("verified" if low > 0 and agree >= AGREE and below >= 0.95 else
                    "contradicted" if high < 0 and mean < middle else "pattern only")
     return Verdict(score, verdict, mean, (low, high), below, len(effect), len(null), test)
-
-
-def interval(effect: Tensor, times: int = 1000) -> tuple[float, float]:
-    """95 % of the means of rows drawn again."""
-    draw = torch.Generator().manual_seed(0)
-    means = effect[torch.randint(len(effect), (times, len(effect)), generator=draw)].mean(1)
-    low, high = means.quantile(torch.tensor([0.025, 0.975], dtype=means.dtype)).tolist()
-    return low, high
 
 
 def judge(model, given: list[Probe], found: list[Score], seed: int = 0) -> list[Verdict]:

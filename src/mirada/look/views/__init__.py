@@ -1,1 +1,1 @@
-"""Views: what was recorded as one self-contained page, in a notebook or a file, without a network."""
+"""Views: what was recorded as one page that needs no network, in a notebook or a file."""

@@ -69,12 +69,13 @@ def channels(q: np.ndarray, k: np.ndarray, scale: float, query: str, key: str, w
     words, products = WORDS[lang], q * k * scale
     figure = draw.canvas(7.4, 6.2)
     rows = figure.subplots(4, 1, sharex=True)
-    for axes, values, title, ink in zip(rows, (q, k, products, products.cumsum()), (
-            f"q · {draw.short(query)}", f"k · {draw.short(key)}", f"{words['product']} · {scale:.4g}",
-            f"{words['sum']}: {products.sum():.3f} → {words['weight'].lower()} {weight:.1%}"),
-            (draw.INKS[5], draw.INKS[2], draw.INKS[1], draw.INKS[0]), strict=True):
+    bars = {f"q · {draw.short(query)}": q, f"k · {draw.short(key)}": k,
+            f"{words['product']} × {scale:.4g}": products,
+            f"{words['sum']}: {products.sum():.3f} → {words['weight'].lower()} {weight:.1%}":
+                products.cumsum()}
+    for axes, (title, values), n in zip(rows, bars.items(), (5, 2, 1, 0), strict=True):
         draw.dressed(axes, title)
-        axes.bar(range(len(values)), values, color=ink, width=0.85)
+        axes.bar(range(len(values)), values, color=draw.INKS[n], width=0.85)
         axes.axhline(0, color=draw.INK, linewidth=0.6)
     rows[-1].set_xlabel(words["channel"], color=draw.INK, fontsize=9)
     return figure

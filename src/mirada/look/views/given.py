@@ -189,6 +189,8 @@ def readable(token: str) -> str:
     return token if token.strip() else "␣" * max(1, len(token))
 
 
-def specials(tokens: Sequence[str]) -> list[int]:
-    """Places of tokens that mark a beginning, an end, a gap, and on which idle heads rest."""
-    return [n for n, token in enumerate(tokens) if SPECIAL.fullmatch(token.strip())]
+def resting(tokens: Sequence[str]) -> tuple[list[int], bool]:
+    """Places on which idle heads rest, and whether their tokens are special ones: those that mark a
+    beginning, an end or a gap; where a text has none, its first."""
+    found = [n for n, token in enumerate(tokens) if SPECIAL.fullmatch(token.strip())]
+    return found or [0], bool(found)

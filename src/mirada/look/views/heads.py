@@ -39,7 +39,7 @@ class Heads(View):
             raise MiradaError(f"display_mode is {display_mode!r}: it is 'light' or 'dark'")
         self.display_mode, self._cell = display_mode, None
 
-    def contents(self):
+    def contents(self, lang: str):
         size, arms = self._size(), []
         about = {"arms": arms, "layer": self.layer, "heads": self.heads, "clipped": 0,
                  "theme": self.display_mode, "stated": STATED}
@@ -51,9 +51,10 @@ class Heads(View):
             arms.append({"name": arm.name, "queries": arm.queries, "keys": arm.keys, "at": at,
                          "rows": rows, "cols": cols, "tile": tile, "layers": arm.layers,
                          "heads": arm.heads, "split": arm.split,
-                         "specials": [given.specials(arm.queries), given.specials(arm.keys)]})
+                         "resting": [given.resting(arm.queries)[0], given.resting(arm.keys)[0]],
+                         "special": given.resting(arm.keys)[1]})
             at += len(arm.layers) * H * rows * cols
-        arm, words = self.arms[0], WORDS[self.lang]
+        arm, words = self.arms[0], WORDS[lang]
         title = (f"{words[self.kind + '_title']} · {words['layers']}: {len(arm.layers)} · "
                  f"{words['heads']}: {len(arm.heads)} · {words['tokens']}: {len(arm.queries)}")
         return title, about, self._bytes(about, size)

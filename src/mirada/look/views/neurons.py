@@ -1,7 +1,7 @@
 """Neuron view: how the channels of a query and a key add up to a weight, in any attention we have.
 
-bertviz's neuron view (Vig, 1906.05714, section 3.3) knows three models, for it needs a copy of each;
-here queries and keys are read where they enter the kernel: normed, rotated, of the head's group.
+bertviz's neuron view (Vig, 1906.05714) knows three models, for it needs a copy of each; here
+queries and keys are read where they enter the kernel: normed, rotated, of the head's group.
 """
 
 from __future__ import annotations
@@ -50,12 +50,12 @@ class Neurons(View):
             made = self.cap * np.tanh(made / self.cap)
         return np.where(self.seen, made + self.bias, -np.inf)
 
-    def contents(self):
+    def contents(self, lang: str):
         about = {"layer": self.layer, "head": self.head, "queries": self.queries,
                  "keys": self.keys, "channels": self.q.shape[1], "scale": self.scale,
                  "cap": self.cap, "biased": bool(self.bias.any())}
         numbers = (self.q, self.k, self.weights, *((self.bias,) if about["biased"] else ()))
-        words = WORDS[self.lang]
+        words = WORDS[lang]
         title = (f"{words['neuron_title']} · {words['layer']} {self.layer} · {words['head']} "
                  f"{self.head}")
         return title, about, [*(np.ascontiguousarray(x, "<f4").tobytes() for x in numbers),

@@ -29,26 +29,25 @@ HERE = Path(__file__).parent / "page"
 class View:
     """What can be looked at as a page and as a picture, and read as numbers.
 
-    A kind says title, about (what JSON can hold) and blobs (bytes behind it) in contents(), what
-    its script is called in kind, and draws figure().
+    Each kind says what its page is given in contents(), what the page's script is called in kind,
+    and draws figure(). One that was made in a language has it as lang.
     """
 
     kind = ""
-    lang = "en"
     tall = 620  # pixels of its place in a notebook
 
-    def contents(self) -> tuple[str, dict, Iterable[bytes]]:
-        """(title, what the script reads, the bytes that go with it)."""
+    def contents(self, lang: str) -> tuple[str, dict, Iterable[bytes]]:
+        """(title, what the script reads as JSON, bytes that go with it)."""
         raise NotImplementedError(f"{type(self).__name__} has no page")
 
     def figure(self):
         """The view as a matplotlib figure."""
         raise NotImplementedError(f"{type(self).__name__} has no figure")
 
-    def html(self) -> str:
-        """The page. Raises MiradaError where it would be larger than MOST."""
-        title, about, blobs = self.contents()
-        return page(self.kind, title, about, blobs, self.lang)
+    def html(self, lang: str | None = None) -> str:
+        """The page, in en or es. Raises MiradaError where it would be larger than MOST."""
+        lang = spoken(lang or getattr(self, "lang", "en"))
+        return page(self.kind, *self.contents(lang), lang)
 
     def _repr_html_(self) -> str:
         """The page as a notebook shows it: in an iframe of its own that reaches nothing outside."""
@@ -56,9 +55,9 @@ class View:
                 f'style="width:100%;height:{self.tall}px;border:0" '
                 f'srcdoc="{html.escape(self.html())}"></iframe>')
 
-    def save_html(self, path) -> str:
+    def save_html(self, path, lang: str | None = None) -> str:
         """Write the page; the path it has."""
-        made = self.html()
+        made = self.html(lang)
         return draw.written(draw.place(path, (".html",)),
                             lambda aside: Path(aside).write_text(made, encoding="utf-8"))
 
@@ -87,7 +86,7 @@ class View:
 def page(kind: str, title: str, about: dict, blobs: Iterable[bytes], lang: str) -> str:
     """One HTML file: a script, a style and the data, each once."""
     script, style = _source("common.js") + _source(f"{kind}.js"), _source("style.css")
-    about = {**about, "title": title, "words": WORDS[spoken(lang)], "lang": lang}
+    about |= {"title": title, "words": WORDS[lang], "lang": lang}
     rule = (f"default-src 'none'; script-src '{_hash(script)}'; style-src '{_hash(style)}'; "
             "img-src data: blob:; base-uri 'none'; form-action 'none'")
     return (f'<!doctype html><html lang="{lang}"><head><meta charset="utf-8">'

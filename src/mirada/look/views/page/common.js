@@ -38,8 +38,9 @@ function shown(lang, x, options = {}) {
   const key = lang + JSON.stringify(options);
   return (formats[key] ??= new Intl.NumberFormat(lang, options)).format(x);
 }
-const percent = (lang, p) => shown(lang, p, { style: "percent",
-  maximumFractionDigits: p < 0.001 ? 2 : p < 0.9995 ? 1 : 0 });
+const LEAST = 1e-4; // a share below it is said to be less, not 0
+const percent = (lang, p) => (p > 0 && p < LEAST ? "<" : "")
+  + shown(lang, p > 0 ? Math.max(p, LEAST) : p, { style: "percent", maximumFractionDigits: p < 0.001 ? 2 : 1 });
 
 /** A byte round(255 sqrt(w)) -> w. */
 const WEIGHT = Float32Array.from({ length: 256 }, (_, v) => (v / 255) ** 2);

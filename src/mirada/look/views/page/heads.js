@@ -17,9 +17,9 @@ begin(({ about, bytes }) => {
   function playing() {
     const a = arm(), [from, to] = state.part === "all" ? "  " : state.part;
     const inside = (n, letter) => letter === " " || (n >= a.split) === (letter === "b");
-    const side = (texts, letter, specials) => texts.map((_, n) =>
-      inside(n, letter) && !(state.hide && specials.includes(n)));
-    return [side(a.queries, from, a.specials[0]), side(a.keys, to, a.specials[1])];
+    const side = (texts, letter, resting) => texts.map((_, n) =>
+      inside(n, letter) && !(state.hide && resting.includes(n)));
+    return [side(a.queries, from, a.resting[0]), side(a.keys, to, a.resting[1])];
   }
 
   /** The strongest lines to draw, at most MOST, and what the others weigh. */
@@ -165,14 +165,14 @@ begin(({ about, bytes }) => {
       square.style.setProperty("--head", inkOf(name));
       squares.append(square);
     });
-    const every = state.on.size === a.heads.length;
-    squares.append(make("button", { type: "button", onclick: () => {
-      state.on = new Set(every ? [] : a.heads.keys());
-      rebuild();
-    } }, every ? W.none : W.all));
+    squares.append(make("button.every", { type: "button", onclick: () => {
+      state.on = new Set(state.on.size === a.heads.length ? [] : a.heads.keys());
+      marks();
+      refresh();
+    } }));
     const modes = ["lines", "map"].map((mode) => make("button", { type: "button",
       "aria-pressed": String(state.mode === mode), onclick: () => { state.mode = mode; rebuild(); } }, W[mode]));
-    const hide = make("input", { type: "checkbox", id: "specials", checked: state.hide,
+    const hide = make("input", { type: "checkbox", id: "hide", checked: state.hide,
       onchange: () => { state.hide = hide.checked; rebuild(); } });
     bar.replaceChildren(...[
       about.arms.length > 1 && choice(W.stack, "stack", about.arms.map((x, n) => [n, W[x.name] ?? x.name]),
@@ -182,7 +182,7 @@ begin(({ about, bytes }) => {
       a.split !== null && choice(W.pair, "part", [["all", W.all], ...["aa", "ab", "ba", "bb"].map((p) => [p, W[p]])],
         state.part, (v) => { state.part = v; rebuild(); }),
       make("span", {}, ...modes),
-      a.specials.some((s) => s.length) && make("label", {}, hide, W.specials),
+      make("label", {}, hide, a.special ? W.specials : W.first),
       slider(W.weakest, "least", { min: 0, max: 0.5, step: 0.01, value: state.least },
         (v) => percent(lang, v), (v) => { state.least = v; refresh(); }),
       make("button", { type: "button", onclick: picture }, W.picture)].filter(Boolean));
@@ -200,10 +200,12 @@ begin(({ about, bytes }) => {
   function marks() { // the squares stay, so that a double click's second click meets the first's
     bar.querySelectorAll(".squares button[title]").forEach((square, h) =>
       square.setAttribute("aria-pressed", String(state.on.has(h))));
+    bar.querySelector(".every").textContent = state.on.size === arm().heads.length ? W.none : W.all;
   }
   function rebuild() {
     const id = document.activeElement?.id;
     tools();
+    marks();
     if (id) document.getElementById(id)?.focus();
     scroll.replaceChildren(columns);
     tokens();

@@ -1,0 +1,141 @@
+"""mirada train: a model from nothing or from another, on text; and a run that goes on."""
+
+import shutil
+from pathlib import Path
+
+from .common import show
+
+HELP = "train a model on text; a run that was killed goes on with --resume"
+
+
+def fill(parser) -> None:
+    parser.add_argument("model", metavar="MODEL", nargs="?",
+                        help="a family and size (gpt2:tiny) from nothing, a folder to go on from, "
+                        "or a .toml that says all of it")
+    parser.add_argument("--data", nargs="+", metavar="FILE", help=".txt, .csv, .tsv or .jsonl")
+    parser.add_argument("--column", metavar="NAME", help="where the text stands; default: text")
+    parser.add_argument("--objective", choices=("causal", "masked"),
+                        help="default: what the model's head is for")
+    for flag, kind, words in (("steps", int, "updates in all; default: 1000"),
+                              ("batch", int, "samples in an update; default: 8"),
+                              ("parts", int, "read the batch in so many parts, for less memory"),
+                              ("save", int, "steps between checkpoints; default: 100"),
+                              ("seed", int, "another run of the same kind; default: 0"),
+                              ("length", int, "tokens in a sample; default: 128"),
+                              ("tokens", int, "of the tokenizer that is made; default: 4096"),
+                              ("rate", float, "the highest learning rate")):
+        parser.add_argument(f"--{flag}", type=kind, metavar=kind.__name__.upper()[:5], help=words)
+    parser.add_argument("-o", "--out", metavar="FOLDER", help="default: the next one under runs/")
+    parser.add_argument("--resume", metavar="RUN", help="go on with a run; nothing else is needed")
+    parser.add_argument("--show", type=int, default=100, metavar="N",
+                        help="on a terminal, steps between texts that the model writes; 0: none")
+
+
+def run(args) -> None:
+    from mirada.errors import MiradaError
+    from mirada.train import config
+    if args.resume:
+        asked = [f for f in ("model", "data", *_GIVEN, *_PLAN, "rate", "out")
+                 if getattr(args, f) is not None]
+        if asked:
+            raise MiradaError(f"--resume goes on with what the run was begun with: leave out "
+                              f"{', '.join(asked)}")
+        folder = Path(args.resume)
+        show(args, _train(folder, *config.open_run(folder), args.show))
+        return
+    if args.model is None:
+        raise MiradaError("name a model (gpt2:tiny), a .toml, or a run with --resume")
+    asked = _asked(args)
+    out = Path(args.out) if args.out else _next(asked.model)
+    config.create(asked, out)
+    try:
+        opened = config.open_run(out)
+    except MiradaError:  # nothing is trained yet: the name is free for a better try
+        shutil.rmtree(out)
+        raise
+    show(args, _train(out, *opened, args.show))
+
+
+_GIVEN = ("column", "objective", "length", "tokens")
+_PLAN = ("steps", "batch", "parts", "save", "seed")
+
+
+def _asked(args):
+    """The run that the words name; they come before what a .toml says."""
+    from mirada.train.config import Run, read
+    given: dict = {n: getattr(args, n) for n in _GIVEN if getattr(args, n) is not None}
+    given["data"] = tuple(args.data or ())
+    given["plan"] = {n: getattr(args, n) for n in _PLAN if getattr(args, n) is not None}
+    given["recipe"] = {} if args.rate is None else {"rate": args.rate}
+    if not args.model.endswith(".toml"):
+        return Run(args.model, **given)
+    if not args.data:
+        del given["data"]
+    return read(args.model, given)
+
+
+def _next(model: str) -> Path:
+    name = Path(model).stem.replace(":", "-")
+    number = 1
+    while Path(f"runs/{name}-{number}").exists():
+        number += 1
+    return Path(f"runs/{name}-{number}")
+
+
+def _train(folder: Path, run, model, objective, every: int):
+    import torch
+
+    from mirada import registry
+    from mirada.train import checkpoint, loop, terminal
+    plan = run.whole_plan()
+    done = max(checkpoint.steps(folder / "checkpoints"), default=0)
+    tokens = plan.batch * run.length
+    dtype = torch.bfloat16 if plan.dtype == "bfloat16" or (
+        plan.dtype == "auto" and loop.fast_bfloat16(model.device)) else model.dtype
+    view = terminal.Terminal(plan.steps, done, tokens, terminal.flops(model, tokens, run.length),
+                             dtype)
+
+    def watch(line: dict) -> None:
+        view(line)
+        if every and line["step"] % every == 0 and not view.bar.disable and model.generates:
+            view.say(f"{line['step']}: {_written(model)!r}")
+
+    try:
+        result = loop.fit(model, objective, plan, run.whole_recipe(), out=str(folder), watch=watch)
+    finally:
+        view.close()
+    made = folder / "model"
+    if result.reason == "done" and not made.exists():
+        registry.save(model, made)
+    return Told(folder, plan.steps, result)
+
+
+def _written(model) -> str:
+    """What the model writes now; the run's own chance is set anew at each step, and not touched."""
+    from mirada.generate.text import text
+    model.eval()
+    try:
+        return text(model, "", max_new_tokens=32, temperature=0.8, seed=0)
+    finally:
+        model.train()
+
+
+class Told:
+    """What a run came to."""
+
+    def __init__(self, folder: Path, steps: int, result):
+        self.folder, self.steps, self.result = folder, steps, result
+
+    def data(self) -> dict:
+        from mirada.train.log import history
+        lines = history(self.folder)
+        return {"run": str(self.folder), "step": self.result.step, "steps": self.steps,
+                "reason": self.result.reason, "loss": lines[-1]["loss"] if lines else None,
+                "model": str(self.folder / "model") if self.result.reason == "done" else None}
+
+    def __str__(self) -> str:
+        said = self.data()
+        if self.result.reason == "stopped":
+            return (f"{self.folder}: stopped behind step {said['step']} of {self.steps}; go on with "
+                    f"mirada train --resume {self.folder}")
+        return f"{self.folder}: {self.steps} steps, loss {said['loss']:.3f}; {said['model']}"

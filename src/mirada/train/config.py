@@ -1,0 +1,280 @@
+"""What a run is: as a TOML file or a command line says it, and as its folder keeps it.
+
+The folder is all that going on needs: train.json (what was asked, and the hash of each file of
+data), tokenizer/ where one was made, corpus/ (the tokens), checkpoints/, and at the end model/.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+import tempfile
+import tomllib
+from collections.abc import Iterator
+from dataclasses import asdict, dataclass, field, fields, replace
+from pathlib import Path
+
+from mirada import registry
+from mirada.errors import MiradaError, UntrustedInputError
+from mirada.text import Tokenizer
+from mirada.text.records import values
+from mirada.text.train import train as train_tokenizer
+from mirada.weights.paths import open_regular
+
+from . import corpus, language
+from .log import keep
+from .loop import Plan
+from .optim import PRESETS, Recipe
+
+PIECE = 1 << 20  # characters of a .txt that are tokenised at once
+KINDS = {"int": (int, "a whole number"), "float": ((int, float), "a number"), "str": (str, "text")}
+OBJECTIVES = ("causal", "masked")
+
+
+@dataclass(frozen=True)
+class Run:
+    """model: a family and size ("gpt2:tiny"), begun from nothing, or what mirada.load takes, gone
+    on from. data: .txt (each file one document), .csv, .tsv and .jsonl files (each record one, in
+    `column`). objective: "causal", "masked", or None: what the model's head is for. length: tokens
+    in a sample. tokens: at most, of the tokenizer that a model from nothing is given. changes:
+    fields of its config. recipe: fields of Recipe, or preset = a name of PRESETS and what differs.
+    plan: fields of Plan."""
+
+    model: str
+    data: tuple[str, ...]
+    objective: str | None = None
+    length: int = 128
+    column: str = "text"
+    tokens: int = 4096
+    changes: dict = field(default_factory=dict)
+    recipe: dict = field(default_factory=dict)
+    plan: dict = field(default_factory=dict)
+
+    def __post_init__(self):
+        if not self.data:
+            raise MiradaError("there is nothing to train on: name a file of text with --data")
+        if self.objective not in (None, *OBJECTIVES):
+            raise MiradaError(f"no objective is called {self.objective!r}; there are "
+                              f"{', '.join(OBJECTIVES)}")
+        if self.length < 2:
+            raise MiradaError(f"length is {self.length}; a sample has 2 tokens or more")
+        if self.changes and not self.new:
+            raise MiradaError(f"changes are of a model from nothing, and {self.model} is loaded")
+
+    @property
+    def new(self) -> bool:
+        """Whether the model begins from nothing. A file or folder of the name comes first."""
+        return not Path(self.model).exists() and self.model.partition(":")[0] in registry.families()
+
+    def whole_plan(self) -> Plan:
+        return _filled(Plan, {"steps": 1000} | self.plan, "plan")
+
+    def whole_recipe(self) -> Recipe:
+        given = dict(self.recipe)
+        name = given.pop("preset", "pretrain" if self.new else "finetune")
+        if name not in PRESETS:
+            raise MiradaError(f"no preset is called {name!r}; there are {', '.join(PRESETS)}")
+        preset = PRESETS[name]
+        if preset.schedule != "noam":  # in a short run the warm-up is a tenth at most
+            preset = replace(preset, warmup=min(preset.warmup, self.whole_plan().steps // 10))
+        return _filled(Recipe, asdict(preset) | given, "recipe")
+
+
+def read(file: str | os.PathLike, words: dict) -> Run:
+    """A run from a TOML file, its paths seen from where the file lies; words, fields of Run, come
+    before what it says, entry by entry of plan and recipe. Raises MiradaError."""
+    file = Path(file)
+    try:
+        with open_regular(file) as opened:
+            said = tomllib.loads(opened.read().decode())
+    except (ValueError, RecursionError) as error:  # TOMLDecodeError is one
+        raise MiradaError(f"{file} is no TOML: {error}") from None
+    data = said.get("data", [])
+    data = [data] if isinstance(data, str) else data
+    if not isinstance(data, list) or not all(isinstance(name, str) for name in data):
+        raise MiradaError(f"{file}: data is a file or a list of files")
+    model = said.get("model")
+    if not isinstance(model, str):
+        raise MiradaError(f"{file}: it must say which model, as model = \"gpt2:tiny\"")
+    if (file.parent / model).exists():
+        said["model"] = str(file.parent / model)
+    said["data"] = tuple(str(file.parent / name) for name in data)
+    tables = {name: {**_table(said.get(name, {}), file, name), **words.get(name, {})}
+              for name in ("plan", "recipe")}
+    return _filled(Run, said | words | tables, file)
+
+
+def create(run: Run, folder: Path) -> None:
+    """A folder that says what the run is. Raises MiradaError where it, or the data, cannot be."""
+    if folder.exists() and (not folder.is_dir() or any(folder.iterdir())):
+        held = (folder / "train.json").exists()
+        raise MiradaError(f"{folder} " + (f"holds a run: go on with mirada train --resume {folder}"
+                                          if held else "is there already and not an empty folder")
+                          + ", or choose another with --out")
+    run.whole_plan(), run.whole_recipe()
+    if not run.new:
+        model = registry.locate(run.model)
+        run = replace(run, model=str(model.absolute()) if model.exists() else run.model)
+    run = replace(run, data=tuple(os.path.abspath(name) for name in run.data))
+    hashes = {name: _sha256(name) for name in run.data}
+    folder.mkdir(parents=True, exist_ok=True)
+    keep(folder / "train.json", {"run": asdict(run), "files": hashes})
+
+
+def open_run(folder: Path):
+    """(run, model, objective) of a folder that `create` made: what is not made yet, is made.
+
+    Raises MiradaError where the data are needed still and are not those it was begun with.
+    """
+    try:
+        said = json.loads((folder / "train.json").read_text())
+        asked, hashes = said["run"], said["files"]
+        run = _filled(Run, asked | {"data": tuple(asked["data"])}, folder / "train.json")
+    except FileNotFoundError:
+        raise MiradaError(f"{folder} holds no run: begin one with mirada train MODEL --data FILE "
+                          f"--out {folder}") from None
+    except (ValueError, KeyError, TypeError, AttributeError) as error:
+        raise UntrustedInputError(folder, "train.json", f"cannot be read: {error}") from None
+    made = folder / "corpus"
+    if not made.exists():
+        changed = [name for name in run.data if _sha256(name) != hashes.get(name)]
+        if changed:
+            raise MiradaError(f"{changed[0]} is not the file that {folder} was begun with: bring "
+                              "that back, or begin anew with another --out")
+    if run.new:
+        if not (folder / "tokenizer").exists():
+            _tokenizer(run, folder / "tokenizer")
+        tokenizer = Tokenizer.from_folder(folder / "tokenizer")
+        model = _build(run, tokenizer)
+    else:
+        model = registry.load(run.model)
+        tokenizer = model.tokenizer
+        if tokenizer is None:
+            raise MiradaError(f"{run.model} has no tokenizer, so there is none to read text with")
+    if model.context is not None and run.length > model.context:
+        raise MiradaError(f"length is {run.length}, and {run.model} reads {model.context} tokens at "
+                          "most: choose a smaller one"
+                          + (" or set changes.context" if run.new else ""))
+    _kind(run, model)  # before the work of tokenising
+    tokens = (corpus.Corpus.open(made) if made.exists()
+              else corpus.write(texts(run), tokenizer, made))
+    return run, model, objective(run, model, tokens)
+
+
+def objective(run: Run, model, tokens: corpus.Corpus):
+    """What the model learns of a corpus."""
+    if _kind(run, model) == "causal":
+        return language.NextToken(tokens, run.length)
+    return language.HiddenToken(tokens, run.length, model.tokenizer)
+
+
+def texts(run: Run) -> Iterator[str]:
+    """The documents of a run's files, one by one."""
+    for name in run.data:
+        rows = values(name, {"text": run.column})
+        if Path(name).suffix.lower() == ".txt":
+            yield from _pieces(name, run.column, rows)
+        else:
+            yield from (_text(name, run.column, record) for record in rows)
+
+
+def _pieces(name: str, column: str, rows) -> Iterator[str]:
+    """A file of lines as one text; a long one in pieces, so that memory stays bounded."""
+    held, size = [], 0
+    for record in rows:
+        held.append(_text(name, column, record))
+        size += len(held[-1]) + 1
+        if size > PIECE:
+            yield "\n".join(held)
+            held, size = [], 0
+    yield "\n".join(held)
+
+
+def _text(name: str, column: str, record) -> str:
+    said = record.error
+    text = None if said else record.item.get(column)
+    if said is None and not isinstance(text, str):
+        said = f"{column!r} holds no text"
+    elif said is None and any("\ud800" <= c <= "\udfff" for c in text):
+        said = "is no UTF-8; convert the file first (iconv -f latin1 -t utf-8)"
+    if said is not None:
+        raise MiradaError(f"{name}, row {record.row}: {said}")
+    return text
+
+
+def _masked(name: str) -> str | None:
+    """The head of a family that tells hidden tokens."""
+    heads = registry.family(name.partition(":")[0]).HEADS
+    return next((head for head in heads if head.endswith("ForMaskedLM")), None)
+
+
+def _kind(run: Run, model) -> str:
+    can = ("causal" if model.generates and not model.encoder_decoder else
+           "masked" if model.architecture.endswith("ForMaskedLM") else None)
+    if can is None:
+        raise MiradaError(f"{run.model} ({model.architecture}) neither writes a text on nor tells "
+                          "hidden tokens: plain text does not train it")
+    if run.objective not in (None, can):
+        raise MiradaError(f"{run.model} ({model.architecture}) learns by objective {can!r}, not "
+                          f"{run.objective!r}")
+    return can
+
+
+def _tokenizer(run: Run, out: Path) -> None:
+    """Byte-level BPE for who writes, WordPiece for who tells hidden tokens."""
+    kind = "wordpiece" if _masked(run.model) else "bpe"
+    if all(name.lower().endswith(".txt") for name in run.data):
+        train_tokenizer(list(run.data), kind, run.tokens, out)
+        return
+    with tempfile.TemporaryDirectory(dir=out.parent, prefix=".text-") as aside:
+        plain = Path(aside) / "all.txt"
+        with plain.open("w", encoding="utf-8", newline="") as file:
+            for text in texts(run):
+                file.write(text + "\n")
+        train_tokenizer([str(plain)], kind, run.tokens, out)
+
+
+def _build(run: Run, tokenizer):
+    if "vocab" in run.changes:
+        raise MiradaError("vocab is as large as the tokenizer is: set tokens, not changes.vocab")
+    own = {f.name for f in fields(registry.family(run.model.partition(":")[0]).Config)}
+    told = {"vocab": tokenizer.size}
+    if "pad" in own and tokenizer.pad_id is not None:
+        told["pad"] = tokenizer.pad_id
+    model = registry.build(run.model, architecture=_masked(run.model),
+                           seed=run.whole_plan().seed, **told | run.changes)
+    model.tokenizer = tokenizer
+    if tokenizer.eos_ids:  # else readers take the original vocabulary's
+        model.origin.raw |= {"bos_token_id": tokenizer.bos_id, "eos_token_id": min(tokenizer.eos_ids)}
+    return model
+
+
+def _filled(kind, given: dict, where):
+    known = {f.name for f in fields(kind)}
+    for name in given.keys() - known:
+        raise MiradaError(f"{where}: nothing is called {name!r}; there are "
+                          f"{', '.join(sorted(known))}")
+    for name, wanted in ((f.name, f.type) for f in fields(kind) if f.name in given):
+        got = given[name]
+        if wanted in KINDS and (isinstance(got, bool) or not isinstance(got, KINDS[wanted][0])):
+            raise MiradaError(f"{where}: {name} is {got!r}; it must be {KINDS[wanted][1]}")
+        if wanted == "dict":
+            _table(got, where, name)
+    if isinstance(given.get("betas"), list):  # of TOML and JSON
+        given = given | {"betas": tuple(given["betas"])}
+    try:
+        return kind(**given)
+    except TypeError as error:
+        raise MiradaError(f"{where}: a value is of the wrong kind: {error}") from None
+
+
+def _table(found, where, name: str) -> dict:
+    if not isinstance(found, dict):
+        raise MiradaError(f"{where}: {name} is a table of names and values")
+    return found
+
+
+def _sha256(name: str) -> str:
+    with open_regular(name) as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()

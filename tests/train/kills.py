@@ -1,0 +1,80 @@
+"""Kill a run at any moment, begin it again, and hold it against the run that nothing interrupted.
+
+    kills.survives(setup, tmp_path, kills=3)
+
+`setup` is a function of a test module that returns (model, objective, plan, recipe), the same each
+time; the processes are forked from a server that has imported torch once.
+"""
+
+import multiprocessing
+import random
+import time
+from contextlib import suppress
+
+import torch
+
+from mirada.train.log import history
+from mirada.train.loop import fit
+
+FORKS = multiprocessing.get_context("forkserver")
+FORKS.set_forkserver_preload(["torch", "mirada.registry", "mirada.train.loop", "mirada.models.gpt2"])
+
+
+def trained(setup, out=None):
+    """(its trained weights, its result) of one run in this process."""
+    model, objective, plan, recipe = setup()
+    result = fit(model, objective, plan, recipe, out=None if out is None else str(out))
+    return {n: p.detach().clone() for n, p in model.named_parameters() if p.requires_grad}, result
+
+
+def run(setup, out):
+    """What a process of its own does: one run, its progress left in the folder's log."""
+    torch.set_num_threads(1)
+    with suppress(KeyboardInterrupt):
+        trained(setup, out)
+
+
+def begun(setup, out):
+    """A process that trains."""
+    process = FORKS.Process(target=run, args=(setup, out))
+    process.start()
+    return process
+
+
+def wait(process, out, lines):
+    """Until the log has so many lines, or the process ended."""
+    while process.is_alive() and len(history(out)) < lines:
+        time.sleep(0.002)
+
+
+def survives(setup, folder, kills=3, seed=0):
+    """Kill it `kills` times at chance moments; how often a checkpoint was being written then.
+
+    Raises AssertionError where one bit of the weights, or a loss of the log, is another.
+    """
+    folder.mkdir(parents=True, exist_ok=True)
+    weights, result = trained(setup, folder / "whole")
+    draw, caught, run = random.Random(seed), 0, 0
+    out = folder / "0"
+    for _ in range(kills):
+        process = begun(setup, out)
+        at = len(history(out))
+        wait(process, out, at + draw.randrange(1, 4))
+        time.sleep(draw.random() * 0.03)
+        process.kill()
+        process.join()
+        caught += any((out / "checkpoints").glob(".tmp-*"))
+        if len(history(out)) == len(result.history):  # it ended: the next kills are of a new run
+            equal(setup, out, weights, result)
+            run += 1
+            out = folder / str(run)
+    equal(setup, out, weights, result)
+    return caught
+
+
+def equal(setup, out, weights, result):
+    """It is begun again, ends, and is the same run."""
+    again, _ = trained(setup, out)
+    assert all(torch.equal(weights[name], again[name]) for name in weights)
+    assert [x["loss"] for x in history(out)] == [x["loss"] for x in result.history]
+    assert not list((out / "checkpoints").glob(".tmp-*"))
