@@ -11,12 +11,14 @@ PIP := $(BIN)/python -m pip --disable-pip-version-check install $(PIP_ARGS)
 REAL := $(PIP) --no-deps --require-hashes --only-binary :all:
 
 .DEFAULT_GOAL := help
-.PHONY: help demo test test-slow lint scope docs mutants peers clean
+.PHONY: help demo test test-slow test-e2e page lint scope docs mutants peers clean
 
 help:
 	@echo "make demo              install, then ask a real model a question and draw its attention"
 	@echo "make test              install, then run the tests (all but slow and gpu)"
 	@echo "make test-slow         run the slow tests"
+	@echo "make test-e2e          drive the Explorer and the views in Chromium (apt-get install chromium)"
+	@echo "make page              build the Explorer's page anew with npm; it must come out the same"
 	@echo "make lint              style and types"
 	@echo "make scope             which rows of the checklist work; WITHOUT=family hides one"
 	@echo "make docs              write docs/families: a page for each family, from its file"
@@ -34,6 +36,17 @@ test: $(VENV)/test.done
 
 test-slow: $(VENV)/test.done
 	$(BIN)/python -m pytest -q -m "slow and not gpu"
+
+test-e2e: $(VENV)/test.done explorer/node_modules
+	$(BIN)/python -m pytest -q -m e2e tests/e2e
+
+page: explorer/node_modules
+	cd explorer && npm run check && npm run build
+	git diff --exit-code --stat -- src/mirada/serve/static
+
+explorer/node_modules: explorer/package-lock.json
+	cd explorer && npm ci
+	@touch $@
 
 lint: $(VENV)/test.done
 	$(BIN)/ruff check .

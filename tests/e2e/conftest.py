@@ -10,14 +10,20 @@ from serve.caller import Caller, models
 AXE = Path(__file__).parents[2] / "explorer" / "node_modules" / "axe-core" / "axe.min.js"
 
 
-@pytest.fixture(scope="session")
-def server(tmp_path_factory):
+@pytest.fixture(scope="module")
+def started(tmp_path_factory):
     caller = Caller(models(tmp_path_factory.mktemp("models")))
     yield caller
     caller.explorer.stop()
 
 
-@pytest.fixture(scope="session")
+@pytest.fixture
+def server(started, loopback):
+    loopback(started.explorer.port)
+    return started
+
+
+@pytest.fixture(scope="module")
 def chromium():
     sync = pytest.importorskip("playwright.sync_api")
     path = shutil.which("chromium")
@@ -35,8 +41,7 @@ class Tab:
 
     def __init__(self, browser, server, **options):
         self.server, self.wrong = server, []
-        self.context = browser.new_context(viewport={"width": 1360, "height": 860},
-                                           bypass_csp=False, **options)
+        self.context = browser.new_context(viewport={"width": 1360, "height": 860}, **options)
         self.page = self.context.new_page()
         self.page.set_default_timeout(20_000)
         self.page.on("pageerror", lambda error: self.wrong.append(str(error)))

@@ -143,6 +143,18 @@ def test_model_view_opens_a_head_of_any_stack(opened):
     assert "(0)" in page.locator(".side > p").nth(1).text_content()
 
 
+def test_pooled_cells_name_their_tokens(opened):
+    page = opened(look.model_view(weights(1, 2, 300), [f"t{n}" for n in range(300)]))
+    page.locator(".thumbs button").first.click()
+    row = page.locator(".side tbody tr").first.inner_text().split("\t")
+    largest = weights(1, 2, 300)[0][0, 0]
+    query_, key = divmod(int(largest.argmax()), 300)
+    for said, n in zip(row, (query_, key), strict=False):
+        first, last = (int(x) for x in said.split("–"))
+        assert first <= n <= last <= first + 3
+    assert "largest weight of up to 4 queries by 4 keys" in page.inner_text("body")
+
+
 @pytest.mark.scope("1.18.4")
 def test_neuron_view_shows_the_scores(opened):
     m = mirada.build("bloom", size="tiny", seed=3)

@@ -3,6 +3,7 @@
 Most operators are held against the modules they stand for in tests/edit/test_lower.py.
 """
 
+import argparse
 import os
 import stat
 import subprocess
@@ -16,6 +17,7 @@ import torch.nn.functional as F
 from torch import nn
 
 import mirada
+from mirada.commands import common
 from mirada.core.linear import Quantized
 from mirada.edit import lower
 from mirada.generate.rows import Rows
@@ -172,6 +174,21 @@ def test_a_folder_that_others_may_write_is_refused(fresh):
 
 
 # ---- threads ------------------------------------------------------------------------------------
+
+
+def test_threads_are_a_word_of_the_commands(monkeypatch, capsys):
+    parser = argparse.ArgumentParser()
+    common.decoding_arguments(parser)
+    said: list[int] = []
+    monkeypatch.setattr(torch, "set_num_threads", said.append)
+    monkeypatch.setattr("mirada.registry.load", lambda *_, **__: None)
+    for words in (["m"], ["m", "--threads", "1"]):
+        common.load(parser.parse_args(words))
+    assert said == [1]
+    for wrong in ("0", "two", "-1", "1000"):
+        with pytest.raises(SystemExit):
+            parser.parse_args(["m", "--threads", wrong])
+        assert "is no number of threads: 1 to 256" in capsys.readouterr().err
 
 
 @pytest.fixture(scope="module")

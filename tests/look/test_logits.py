@@ -5,6 +5,7 @@ import torch
 
 import mirada
 from mirada import look
+from mirada.edit.ordered import Packed
 from mirada.errors import MiradaError
 from mirada.look import logits
 
@@ -83,8 +84,15 @@ def test_a_lens_of_a_middle_depth_is_the_head_on_that_stream():
     assert not torch.equal(turned.probs[1], look.lens(tape).probs[1])
 
 
-def test_what_cannot_be_read_is_refused(tmp_path):
-    m, tape, _ = passed("gpt2", resid=True)
+def test_a_projection_is_known_by_what_it_does():
+    plain = torch.nn.Linear(5, 3)
+    weight, bias = logits.matrix(Packed(plain))
+    assert torch.allclose(weight, plain.weight.double(), atol=1e-6)
+    assert torch.allclose(bias, plain.bias.double(), atol=1e-6)
+
+
+def test_what_cannot_be_read_is_refused():
+    _, tape, _ = passed("gpt2", resid=True)
     with pytest.raises(MiradaError, match=r'takes m\.record\(resid="sublayers"\)'):
         look.dla(tape)
     with pytest.raises(MiradaError, match="token 8 does not exist: there are 8"):

@@ -18,7 +18,7 @@ def tape():
     for p in m.parameters():
         p.data.add_(torch.randn(p.shape, generator=seeded) * 0.3)
     ids = torch.randint(0, 1024, (2, 10), generator=seeded)
-    with m.record(v=True, resid="sublayers", z=True) as tape, torch.no_grad():
+    with m.record(v=True, resid="sublayers") as tape, torch.no_grad():
         m(input_ids=ids)
     return tape
 
@@ -123,7 +123,7 @@ def test_routes_of_every_shape_of_block(family):
     m = mirada.build(family, size="tiny", seed=1)
     ids = torch.randint(5, m.config.vocab, (1, 7), generator=torch.Generator().manual_seed(2))
     batch = {"input_ids": ids} | ({"decoder_input_ids": ids[:, :4]} if m.encoder_decoder else {})
-    with m.record(v=True, resid="sublayers", z=True) as tape, torch.no_grad():
+    with m.record(v=True, resid="sublayers") as tape, torch.no_grad():
         m(**batch)
     found = look.flow(tape, "routes", threshold=1e-9)
     last = len(m.decoder.order) - 1

@@ -15,6 +15,7 @@ from matplotlib.figure import Figure
 import mirada
 from mirada import look
 from mirada.errors import MiradaError
+from mirada.look import pictures
 from mirada.look.views import given, view
 from mirada.look.views.words import WORDS
 
@@ -63,6 +64,7 @@ def taped():
 # The guide's code
 
 
+@pytest.mark.scope("1.18.2", "1.18.3")
 def test_the_guides_code_runs_by_changing_the_import():
     attention, tokens = weights(), words(5)
     names: dict = {}
@@ -181,7 +183,7 @@ def test_a_long_text_is_pooled_in_the_model_view(taped):
     made = look.model_view(weights(1, 2, 300), words(300))
     about, data = inside(made.html())
     arm = about["arms"][0]
-    assert (arm["rows"], arm["cols"], arm["tile"]) == (128, 128, [3, 3])
+    assert (arm["rows"], arm["cols"], arm["tile"]) == (128, 128, [4, 4])
     assert len(data) == 2 * 128 * 128
     largest = weights(1, 2, 300)[0].max().sqrt().item()
     assert np.frombuffer(data, np.uint8).max() == round(255 * largest)
@@ -278,6 +280,14 @@ def test_next_token_is_the_models_own_distribution(taped):
     assert str(found).splitlines()[0].split() == ["TokenId", "Probs", "Token"]
     with pytest.raises(MiradaError, match="token 99"):
         look.next_token(tape, pos=99)
+
+
+def test_a_look_may_be_a_page(real, tmp_path):
+    m = mirada.load(real("minilm"))
+    found = pictures.look(m, "El gato bebió la leche porque tenía sed", out=tmp_path / "x.html")
+    about, _ = inside((tmp_path / "x.html").read_text())
+    assert (about["layer"], about["heads"]) == (found.layer, [found.head])
+    assert [t.strip() for t in about["arms"][0]["queries"]] == [t.strip() for t in found.queries]
 
 
 # Maps

@@ -54,6 +54,32 @@ def test_eviction_is_seen_and_undone(small, loopback):
     assert small.send("GET", f"/x/v1/runs/{first['run']}")[1]["Cache-Control"] == "no-store"
 
 
+def test_a_run_too_large_to_keep_whole_says_what_is_kept(small, loopback):
+    loopback(small.explorer.port)
+    room, small.explorer.runs.room = small.explorer.runs.room, 60_000
+    run = small.run(list(range(64)))
+    small.explorer.runs.room = room
+    assert run["hidden"] == {"truncated": True, "layers": 1, "notes": [
+        "of 2 layers the last 1 are recorded: all would take 98.3 kB of the 60.0 kB that may be "
+        "kept"]}
+    assert "flow" not in run["caps"] and run["graph"]["nodes"]
+    base = f"runs/{run['run']}"
+    assert small.get(f"{base}/attn/decoder/overview").about["layers"] == "1"
+    assert small.get(f"{base}/attn/decoder/1")["pattern"].size
+    assert "layer 0" in small.get(f"{base}/attn/decoder/0", 404)["error"]["message"]
+    assert small.get(f"{base}/flow", 409)
+    assert small.get(f"{base}/lens")["id"].shape[0] == 3, "what runs anew is whole"
+
+
+def test_a_step_records_no_attention(small, loopback):
+    loopback(small.explorer.port)
+    run = small.post("runs", {"inputs": {"ids": [1, 2, 3]}, "record": {"qk": False}}, 201)
+    assert "attn" not in run["caps"] and run["bytes"] < 1000
+    assert small.get(f"runs/{run['run']}/logits/2")["logits"].size
+    told = small.get(f"runs/{run['run']}/attn/decoder/0", 404)["error"]
+    assert "nothing was recorded" in told["message"]
+
+
 def test_a_deleted_run_is_gone(small, loopback):
     loopback(small.explorer.port)
     run = small.run([1, 2, 3])["run"]

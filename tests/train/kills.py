@@ -6,7 +6,9 @@
 time; the processes are forked from a server that has imported torch once.
 """
 
+import importlib
 import multiprocessing
+import signal
 import random
 import time
 from contextlib import suppress
@@ -36,14 +38,31 @@ def run(setup, out):
 
 def begun(setup, out):
     """A process that trains."""
-    process = FORKS.Process(target=run, args=(setup, out))
-    process.start()
-    return process
+    return process(run, setup, out)
 
 
-def wait(process, out, lines):
+def process(function, *args):
+    """A process that calls a function of a test module."""
+    child = FORKS.Process(target=_call, args=(_name(function), *(
+        _name(a) if callable(a) else a for a in args)))
+    child.start()
+    return child
+
+
+def _name(function):
+    """pytest gives test modules names that no other process can import."""
+    return "function", f"train.{function.__module__.rpartition('.')[2]}", function.__name__
+
+
+def _call(*args):
+    function, *rest = (getattr(importlib.import_module(a[1]), a[2])
+                       if isinstance(a, tuple) and a[0] == "function" else a for a in args)
+    function(*rest)
+
+
+def wait(child, out, lines):
     """Until the log has so many lines, or the process ended."""
-    while process.is_alive() and len(history(out)) < lines:
+    while child.is_alive() and len(history(out)) < lines:
         time.sleep(0.002)
 
 
@@ -54,20 +73,21 @@ def survives(setup, folder, kills=3, seed=0):
     """
     folder.mkdir(parents=True, exist_ok=True)
     weights, result = trained(setup, folder / "whole")
-    draw, caught, run = random.Random(seed), 0, 0
+    draw, caught, number = random.Random(seed), 0, 0
     out = folder / "0"
     for _ in range(kills):
-        process = begun(setup, out)
         at = len(history(out))
-        wait(process, out, at + draw.randrange(1, 4))
+        child = begun(setup, out)
+        wait(child, out, at + draw.randrange(1, 4))
         time.sleep(draw.random() * 0.03)
-        process.kill()
-        process.join()
+        child.kill()
+        child.join()
+        assert child.exitcode in (0, -signal.SIGKILL)
         caught += any((out / "checkpoints").glob(".tmp-*"))
         if len(history(out)) == len(result.history):  # it ended: the next kills are of a new run
             equal(setup, out, weights, result)
-            run += 1
-            out = folder / str(run)
+            number += 1
+            out = folder / str(number)
     equal(setup, out, weights, result)
     return caught
 

@@ -45,7 +45,7 @@ def test_resumed_behind_every_step_of_three_epochs(tmp_path):
             if later > step:
                 shutil.rmtree(part / "checkpoints" / f"step-{later:08d}")
         model, rest = small(dropout=0.1), Noted()
-        fit(model, rest, THREE, RECIPE, out=str(part))
+        fit(model, rest, replace(THREE, save=21), RECIPE, out=str(part))
         assert rest.seen == words.seen[step * 6 :]
         assert same(weights(model), want)
 

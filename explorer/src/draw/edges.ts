@@ -15,10 +15,12 @@ export function strongest(all: Edge[], most = MOST): { edges: Edge[]; rest: numb
 
 export interface Frame { width: number; height: number; top: number; row: number; left: number; right: number; heads: number[] }
 
-/** Draws edges as curves from a query's row at the left to a key's row at the right. */
+/** Draws edges as curves from a query's row at the left to a key's row at the right; the strongest
+ * of them at `strength`, the others by their weight against it. */
 export function paint(ctx: CanvasRenderingContext2D, edges: Edge[], frame: Frame, strength: number): number {
   const { top, row, left, right, height, heads } = frame;
   const middle = (left + right) / 2;
+  const most = edges.reduce((top, e) => Math.max(top, e.w), 1e-9);
   let drawn = 0;
   ctx.lineCap = "round";
   for (let at = edges.length - 1; at >= 0; at--) { // the strongest last, on top
@@ -26,9 +28,9 @@ export function paint(ctx: CanvasRenderingContext2D, edges: Edge[], frame: Frame
     const aside = spread(heads.indexOf(e.head), heads.length) * row; // heads side by side, not one on another
     const a = (e.q + 0.5) * row - top + aside, b = (e.k + 0.5) * row - top + aside;
     if ((a < -200 && b < -200) || (a > height + 200 && b > height + 200)) continue;
-    ctx.globalAlpha = Math.min(1, strength * Math.max(0.06, e.w));
+    ctx.globalAlpha = Math.min(1, strength * Math.max(0.06, e.w / most));
     ctx.strokeStyle = headColour(e.head);
-    ctx.lineWidth = 0.8 + 3.4 * Math.min(1, e.w);
+    ctx.lineWidth = 0.8 + 3.4 * Math.sqrt(most) * (e.w / most);
     ctx.beginPath();
     ctx.moveTo(left, a);
     ctx.bezierCurveTo(middle, a, middle, b, right, b);

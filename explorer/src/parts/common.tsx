@@ -8,8 +8,10 @@ import { fill, type Words } from "../words";
 
 export interface Asked<T> { value: T | null; fault: Refusal | null; loading: boolean }
 
-/** What `load` brings for a key; the former value stays until the next one is there. */
-export function useAsked<T>(key: string | null, load: () => Promise<T>): Asked<T> {
+const NOTHING = { value: null, fault: null, loading: true };
+
+/** What `load` brings for a key; with `keep` the former value stays until the next one is there. */
+export function useAsked<T>(key: string | null, load: () => Promise<T>, keep = false): Asked<T> {
   const [state, set] = useState<Asked<T> & { key: string | null }>({ value: null, fault: null, loading: false, key: null });
   useEffect(() => {
     if (key === null) return;
@@ -22,7 +24,8 @@ export function useAsked<T>(key: string | null, load: () => Promise<T>): Asked<T
       });
     return () => { stale = true; };
   }, [key]);
-  return key === null ? { value: null, fault: null, loading: false } : state;
+  if (key === null) return { ...NOTHING, loading: false };
+  return keep || state.key === key ? state : NOTHING;
 }
 
 /** The size in CSS pixels of an element. */
@@ -66,7 +69,13 @@ export function Canvas({ width, height, label, draw, deps, ...rest }: CanvasProp
 /** The pieces of a token: a space is a small dot, which prose leaves out. */
 export const plain = (token: Token | undefined): string => token ? token.s.replace(/^·+/, "") || token.s : "";
 export const Piece = ({ s }: { s: string }) =>
-  s.startsWith("·") && s.length > 1 ? <><span class="gap">·</span>{s.slice(1)}</> : <>{s}</>;
+  s.startsWith("·") && s.length > 1 ? <><span class="gap">·</span>{visible(s.slice(1))}</> : <>{visible(s)}</>;
+
+/** What cannot be seen gets a sign: control characters, and pieces that are nothing else than blank. */
+const visible = (s: string): string => {
+  const signs = s.replace(/[\u0000-\u001f]/g, (c) => String.fromCodePoint(0x2400 + c.charCodeAt(0)));
+  return signs.trim() ? signs : `U+${(s.codePointAt(0) ?? 0).toString(16).toUpperCase().padStart(4, "0")}`;
+};
 
 /** Readable pieces in a row as one may write them: dots are spaces again. */
 export const spoken = (s: string): string => s.replaceAll("·", " ").replaceAll("⏎", "\n");
@@ -131,6 +140,7 @@ export function Snippet({ code }: { code: string }) {
   const { w } = useShared();
   const [done, set] = useState(false);
   const copy = async () => { await navigator.clipboard.writeText(code); set(true); setTimeout(() => set(false), 1500); };
+  if (!code) return null;
   return <details class="snippet"><summary>{w.snippet}</summary><pre tabIndex={0}><code>{code}</code></pre>
     <button class="small" onClick={copy}>{done ? w.copied : w.copy}</button></details>;
 }
@@ -198,7 +208,7 @@ export const base = (): string => known.run?.snippet ?? "";
 export const recorded = (what: string): string => base().replace("m.record()", `m.record(${what})`);
 
 export const tokenLabel = (w: Words, token: Token, i: number, n: number): string =>
-  fill(w.tokenAt, { i: i + 1, n, s: plain(token), id: token.id }) + (token.special ? `, ${w.tokenSpecial}` : "");
+  fill(w.tokenAt, { i: i + 1, n, s: token.s, id: token.id }) + (token.special ? `, ${w.tokenSpecial}` : "");
 
 export function Side({ children }: { children: ComponentChildren }) {
   const { w } = useShared();

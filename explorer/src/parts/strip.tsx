@@ -35,7 +35,7 @@ export function Strip() {
         return <button key={i} data-i={i} class={`chip${t.special ? " special" : ""}${same ? " same" : ""}${view.q === i ? " locked" : ""}${at.q === i ? " on" : ""}`}
           style={many ? { left: `${i * CHIP}px`, width: `${CHIP - 3}px` } : undefined} aria-pressed={view.q === i} aria-label={tokenLabel(w, t, i, tokens.length)}
           tabIndex={i === (view.q ?? 0) ? 0 : -1} onKeyDown={(e) => move(e, i)} onPointerEnter={() => point(i)} onPointerLeave={() => point(null)}
-          onClick={() => look({ q: view.q === i ? null : i, k: null })}><span><Piece s={t.s} /></span><small>{t.id}</small></button>;
+          onClick={() => look({ q: view.q === i ? null : i, k: null })}><span><Piece s={t.s} /></span>{" "}<small>{t.id}</small></button>;
       })}
     </div>
   </div>;

@@ -32,7 +32,7 @@ export function useLayer(): ReturnType<typeof useAsked<Layer>> {
   return useAsked<Layer>(there && view.run === known.run?.run && nq > 0 ? call : null, async () => {
     const got = await tensors(call);
     return small ? whole(got.get("pattern"), Number(got.meta.scale ?? 1), enc === "f16") : listed(got);
-  });
+  }, true);
 }
 
 function whole({ shape, data }: { shape: number[]; data: ArrayLike<number> }, scale: number, score: boolean): Layer {
@@ -127,7 +127,7 @@ export function Heads() {
       </div>
       <Says layer={asked.value} />
       {layer?.attn === "none" ? <p class="quiet">{w.noMatrix}</p> : <Waiting of={asked} />}
-      {asked.value && layer?.attn !== "none" && (view.mode === "lines" ? <Lines layer={asked.value} /> : <Matrix layer={asked.value} />)}
+      {asked.value && asked.value.rows === queries().length && layer?.attn !== "none" && (view.mode === "lines" ? <Lines layer={asked.value} /> : <Matrix layer={asked.value} />)}
     </section>
     <Side><Row /><Honest test /><Snippet code={snippet()} /><Exports name={`heads-${view.layer}`} /></Side>
   </>;
@@ -218,7 +218,7 @@ function Focus({ edges, frame }: Layered) {
         ctx.fillRect(a, 0, b - a, frame.height);
         ctx.globalAlpha = 1;
       }
-      paint(ctx, mine, frame, 2.2);
+      paint(ctx, mine, frame, 1.6);
     }} />;
 }
 
@@ -359,15 +359,15 @@ function Row() {
   const [slow, set] = useState<number | null>(null);
   useEffect(() => { const timer = setTimeout(() => set(at.q), 150); return () => clearTimeout(timer); }, [at.q]);
   const q = view.q ?? slow, heads = shownHeads(), tokens = keys();
-  const span = heads.length && heads.at(-1)! - heads[0] === heads.length - 1 ? `${heads[0]}-${heads.at(-1)}` : heads.join(",");
+  const low = heads[0] ?? 0, span = `${low}-${heads.at(-1)}`;
   const path = q !== null && q < queries().length && heads.length && current()?.layers[view.layer]?.attn !== "none"
     ? `runs/${view.run}/attn/${view.stack}/${view.layer}?heads=${span}&rows=${q}:${q + 1}&enc=f32&value=${view.value}` : null;
   const asked = useAsked(path, () => tensors(path!));
   const got = asked.value?.get("pattern");
   if (q === null) return <p class="quiet">{w.saysNothing}</p>;
-  if (!got || got.shape[0] !== heads.length) return <Waiting of={asked} />;
+  if (!got || got.shape[0] !== heads.at(-1)! - low + 1 || got.shape[2] !== tokens.length) return <Waiting of={asked} />;
   const n = got.shape[2];
-  const mean = tokens.map((_, k) => heads.reduce((sum, _h, i) => sum + got.data[i * n + k], 0) / heads.length);
+  const mean = tokens.map((_, k) => heads.reduce((sum, h) => sum + got.data[(h - low) * n + k], 0) / heads.length);
   const order = mean.map((x, k) => [k, x] as const).filter(([, x]) => Number.isFinite(x)).sort((a, b) => b[1] - a[1]).slice(0, 14);
   const most = Math.max(...order.map(([, x]) => x), 1e-9);
   return <section><h2>{fill(w.exactRow, { q: plain(queries()[q]) })}</h2>

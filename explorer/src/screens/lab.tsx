@@ -112,7 +112,7 @@ export function Progress({ job, onStop }: { job: Job; onStop: () => void }) {
   const { w } = useShared();
   if (job.state === "failed") return <p class="bad" role="alert">{w.failed}: {job.error?.message}</p>;
   if (job.state !== "running") return null;
-  return <div class="bar"><progress max={job.total || 1} value={job.done} aria-label={w.busy} /><span class="quiet">{fill(w.progress, { a: job.done, b: job.total })} {job.words}</span>
+  return <div class="bar"><progress max={job.total || 1} value={job.total ? job.done : undefined} aria-label={w.busy} /><span class="quiet">{job.total > 0 && fill(w.progress, { a: job.done, b: job.total })} {job.words}</span>
     <button class="small" onClick={onStop}>{w.stop}</button></div>;
 }
 

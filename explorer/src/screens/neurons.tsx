@@ -22,7 +22,7 @@ export function Neurons() {
     <section class="work" id="picture"><div class="bar"><Choice label={w.show} value={part} options={options} onChange={setPart} /><StackChoice /><LayerSlider />
       {part === "qk" && <label class="pick">{w.head} <select value={head} onChange={(e) => look({ heads: [Number(e.currentTarget.value)] })}>{Array.from({ length: headCount() }, (_, h) => <option key={h} value={h}>{h}</option>)}</select></label>}</div>
       {part === "qk" ? <Score q={q} head={head} /> : <><Waiting of={mlp} />{mlp.value && <Mlps mlp={mlp.value} />}</>}</section>
-    <Side><Snippet code={part === "mlp" ? mlp.value?.snippet ?? "" : `${base()}\nprint(tape.qk_terms(layer=${view.layer}, head=${head}, i=${q}, j=${view.k ?? 0}, stack="${view.stack}"))`} /><Exports name={part} /><Honest /></Side>
+    <Side><Snippet code={part === "mlp" ? mlp.value?.snippet ?? "" : `${base()}\nprint(${view.k === null ? `tape.row(${view.layer}, ${head}, ${q}` : `tape.qk_terms(${view.layer}, ${head}, ${q}, ${view.k}`}, stack="${view.stack}"))`} /><Exports name={part} /><Honest /></Side>
   </>;
 }
 

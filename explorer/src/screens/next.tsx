@@ -14,7 +14,7 @@ let chosen: Choices = { ...NEUTRAL }; // stays while screens change
 export function useNames(ids: number[]): Record<string, string> {
   const list = [...new Set(ids)].sort((a, b) => a - b).join(",");
   const call = `models/${encodeURIComponent(known.run?.model.id ?? "")}/vocab?ids=${list}`;
-  const { value } = useAsked(ids.length && known.run?.model.live ? call : null, () => keptJson<Vocab>(call));
+  const { value } = useAsked(ids.length && known.run?.model.live ? call : null, () => keptJson<Vocab>(call), true);
   return value?.tokens ?? {};
 }
 
@@ -99,9 +99,9 @@ function decoded(run: Run, tokens: Token[], pos: number, id: number) {
 
 function snippet(pos: number, o: Choices): string {
   const lines = ["from mirada.generate.options import Options", "from mirada.generate.sampling import process", base(),
-    `scores, ids = out[:, ${pos}].float(), batch["${known.run!.tokens.decoder && known.run!.tokens.encoder ? "decoder_input_ids" : "input_ids"}"][:, :${pos + 1}]`];
-  const asked = [o.temperature ? `do_sample=True, temperature=${o.temperature}` : "do_sample=False", `top_k=${o.topK || null}`, `top_p=${o.topP}`, `min_p=${o.minP || null}`, `repetition_penalty=${o.penalty}`];
-  lines.push(`scores = process(scores, ids, Options(${asked.join(", ").replaceAll("null", "None")}), 0)`);
+    `scores, ids = out.logits[:, ${pos}].float(), batch["${known.run!.tokens.decoder && known.run!.tokens.encoder ? "decoder_input_ids" : "input_ids"}"][:, :${pos + 1}]`];
+  const asked = [o.temperature ? `do_sample=True, temperature=${o.temperature}` : "do_sample=False", ...(o.topK ? [`top_k=${o.topK}`] : []), ...(o.topP < 1 ? [`top_p=${o.topP}`] : []), ...(o.minP ? [`min_p=${o.minP}`] : []), ...(o.penalty === 1 ? [] : [`repetition_penalty=${o.penalty}`])];
+  lines.push(`scores = process(scores, ids, Options(${asked.join(", ")}), 0)`);
   lines.push(o.temperature ? "print(scores.softmax(-1).topk(10))" : "print(scores.argmax(-1))");
   return lines.join("\n");
 }

@@ -44,9 +44,12 @@ def run(args) -> None:
         return _score(args, options)
     item = ({"prefix": _read(args.prefix), "suffix": _read(args.suffix) if args.suffix else ""}
             if args.prefix is not None else _read(args.file))
+    from mirada.tasks.code import Code
     from mirada.tasks.pipeline import pipeline
+    task = pipeline("code", load(args))
+    assert isinstance(task, Code)
     pieces = []
-    for piece in pipeline("code", load(args)).stream(item, **options):
+    for piece in task.stream(item, **options):
         pieces.append(piece)
         if not args.json:
             print(piece, end="", flush=True)

@@ -27,24 +27,24 @@ def fill(parser) -> None:
     kinds.add_argument("--redundant", action="store_const", const="redundant", dest="kind",
                        help="which heads do the same")
     kinds.add_argument("--roles", action="store_const", const="roles", dest="kind",
-                       help="what each head does, and whether it matters; -o also writes a .csv")
+                       help="what each head does, and whether it matters; -o may be a .csv")
     kinds.add_argument("--claim", action="store_const", const="claim", dest="kind",
-                       help="whether what a guide says of an example holds; TEXT: its name (gato)")
+                       help="does a guide's claim hold? TEXT: the example, gato or pizza")
     parser.add_argument("--at", type=int, default=-1, metavar="N",
                         help="the token that a flow, --dla or --neurons looks at; default: last")
     parser.add_argument("--token", metavar="WORD", help="whose logit --lens and --dla follow")
     parser.add_argument("--lang", choices=("en", "es"), default="en", help="of --roles")
-    parser.add_argument("--only", action="append", metavar="ROLE", help="of --roles (again for more)")
+    parser.add_argument("--only", action="append", metavar="ROLE", help="of --roles; again: more")
     parser.add_argument("--conllu", metavar="FILE", help="annotated sentences for --roles")
-    parser.add_argument("-o", "--out", help="a .png, .svg or .pdf; default: attention.png, none "
-                        "for the other readings")
+    parser.add_argument("-o", "--out", help="a .png, .svg, .pdf or .html; default: attention.png, "
+                        "none for the other readings")
 
 
 def run(args) -> None:
     if args.kind == "roles":
         from mirada.look.heads.report import roles
         show(args, drawn(args, lambda: roles(load(args), args.lang, only=args.only,
-                                             conllu=args.conllu), ".csv"))
+                                             conllu=args.conllu), ".csv", ".html"))
         return
     if args.text is None:
         raise MiradaError("give a TEXT to look at, or --roles")
@@ -60,4 +60,5 @@ def run(args) -> None:
     from mirada.look.readings import reading
     show(args, drawn(args, lambda: reading(load(args), args.text, args.kind, to=args.to,
                                            layer=args.layer, stack=args.stack, token=args.token,
-                                           at=args.at)))
+                                           at=args.at),
+                     *(() if args.kind in ("neurons", "redundant") else (".html",))))

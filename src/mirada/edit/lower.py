@@ -33,6 +33,7 @@ ACTS: dict[int, Callable[[Tensor], Tensor]] = {  # the runtime's activations, by
     5: lambda x: F.relu(x).square()}
 TABLE = 1024  # positions that the rotary tables hold at first; they double
 SLICE = 1 << 21  # bytes of a file that are packed at a time, and then let go of
+CACHES = tuple(rt.CACHES)  # how the runtime may keep keys and values
 LOGITS = -1  # stands for the buffer behind the last: the caller's
 FLOATS = {torch.float32: "F32", torch.float16: "F16", torch.bfloat16: "BF16"}
 
@@ -55,7 +56,8 @@ def lower(model, *, cache: str | None = None, codes: int = 16, flags=()) -> Nati
     """A model's native program, with its weights copied into the runtime's layout.
 
     cache: what keys and values are kept in where a generation does not say: "float32", "float16" or
-    "int8"; None: "float16" where any weight is quantized, else "float32".
+    "int8" (a 135 M model's logits change by 0.1 in the mean, its loss by 0.001 nats); None:
+    "float16" where any weight is quantized, else "float32".
     codes: bits of the activations that quantized weights meet. With 16 the logits are the modules'
     to a few parts in ten thousand; 8, as other engines have it, reads prompts and batches half
     as fast again, and its rounding shows: 0.2 in a logit, 0.005 nats, of a 135 M model.
@@ -104,8 +106,11 @@ def path(model) -> str:
         return f"torch: {error}"
     if model.native is None and not _kept(model):
         return "torch; mirada.edit.lower.attach(model) gives it a native program"
-    return f"native runtime, {len(lowering.ops)} operators" + (
-        "" if model.native is not None else ", made at the first generation")
+    made = f"native runtime, {len(lowering.ops)} operators"
+    if model.native is None:
+        return f"{made}, made at the first generation"
+    own = model.native
+    return f"{made}, keys and values in {own.cache}: {own.block_bytes // own.block:,} bytes a token"
 
 
 def _watched(model) -> str | None:

@@ -149,7 +149,7 @@ class Conversation:
                               f"is {self.budget}: shorten it")
         return dropped, messages, ids
 
-    def cache_for(self, ids: list[int]) -> Caches | Rows | str:
+    def cache_for(self, ids: list[int], kind: str = "growing") -> Caches | Rows | str:
         """A cache that holds the beginning of ids: what the last turns left, else a new one's kind.
         """
         cache, self._cache = self._cache, None
@@ -160,7 +160,7 @@ class Conversation:
             shared += 1
         self.reused = shared if cache is not None else 0
         if not self.reused:
-            return "growing"
+            return kind
         cache.crop(self.reused)
         return cache
 
@@ -182,8 +182,9 @@ class Reply(TextStream):
     def __init__(self, conversation: Conversation, dropped: list[dict], messages: list[dict],
                  ids: list[int], options: dict):
         self.conversation, self.dropped, self.messages = conversation, dropped, messages
+        cache = conversation.cache_for(ids, options.pop("cache", "growing"))
         super().__init__(conversation.model, ids, **options, context=conversation.budget,
-                         cache=conversation.cache_for(ids))
+                         cache=cache)
 
     def _write(self) -> Generator[str, None, None]:
         try:

@@ -8,7 +8,6 @@ from torch import Tensor
 
 from mirada.edit import lower
 from mirada.errors import MiradaError
-from mirada.kernels.native import CACHES
 from mirada.model import Caches, Model
 
 from .defaults import token_id
@@ -44,12 +43,12 @@ class Feed:
             return o.cache
         if isinstance(o.cache, Rows):  # somebody listens to the modules now: read all again
             return self.model.new_cache()
-        named = isinstance(o.cache, str) and o.cache in CACHES
+        named = isinstance(o.cache, str) and o.cache in lower.CACHES
         if native is not None and (named or o.cache == "growing"):
             return Rows(native, o.cache if named else None)
         if named:
-            raise MiradaError(f'cache="{o.cache}" is the native runtime\'s, and this model runs with '
-                              f"{lower.path(self.model)}")
+            raise MiradaError(f"a cache in {o.cache} is the native runtime's, and this model runs "
+                              f"with {lower.path(self.model)}")
         ahead = o.num_assistant_tokens if o.assistant_model else o.prompt_lookup_num_tokens
         return self.model.new_cache(o.cache, size=self.start.shape[1] + self.room, margin=ahead)
 

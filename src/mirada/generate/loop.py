@@ -124,9 +124,9 @@ def started(model: Model, input_ids, attention_mask, options: Options) -> Run:
 class Run:
     """One generation under way. Iterating gives each step's tokens, (B,), until all rows ended.
 
-    ids (B, T + new): what stands so far. new: tokens written a row; written: those. scores (B, V): those the last
-    token was chosen by. reasons: why each row ended: "eos", "stop", "length" (max_new_tokens) or
-    "context" (its end); None while it goes on.
+    ids (B, T + new): what stands so far. new: tokens written a row; written: those. scores (B, V):
+    those the last token was chosen by. reasons: why each row ended: "eos", "stop", "length"
+    (max_new_tokens) or "context" (its end); None while it goes on.
     """
 
     def __init__(self, model: Model, input_ids, attention_mask, options: Options):

@@ -240,8 +240,8 @@ class Native:
             small = self.block_bytes // self.block
             smaller = "" if self.cache == "int8" else ', give cache="int8"'
             raise MiradaError(
-                f"keys and values of {blocks * self.block:,} tokens need {needed / 1e6:,.2f} "
-                f"MB ({small:,} bytes a token in {self.cache}) and {there / 1e6:,.2f} are free: ask "
+                f"keys and values of {blocks * self.block:,} tokens need {needed / 1e6:,.2f} MB "
+                f"({small:,} bytes a token in {self.cache}) and {there / 1e6:,.2f} are free: ask "
                 f"for fewer tokens or rows{smaller}, or shorten the text to a window "
                 "(mirada.generate.window.fit)")
         old, self.pool = self.pool, torch.empty(blocks, self.block_bytes, dtype=torch.uint8)

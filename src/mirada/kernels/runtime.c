@@ -448,7 +448,16 @@ static void pack_tile(int type, const uint8_t *rows, int count, int cols, uint8_
             }
             continue;
         }
-        if (is_wide(type))
+        if (type == T_Q4_0 || type == T_Q4_1) { /* their bytes pair the same inputs as a tile's */
+            int head = type == T_Q4_1 ? 4 : 2;
+            const uint8_t *b = row;
+            for (int g = 0; g < cols / GROUP; g++, b += head + 16) {
+                uint8_t *to = tile + g * 256 + r * 4;
+                for (int j = 0; j < 4; j++) memcpy(to + 64 * j, b + head + 4 * j, 4);
+                ((uint16_t *)(tile + l.scale))[g * LANES + r] = two(b);
+                if (head == 4) ((uint16_t *)(tile + l.least))[g * LANES + r] = two(b + 2);
+            }
+        } else if (is_wide(type))
             for (int64_t i = 0; i < cols; i++)
                 memcpy(tile + (LANES * i + r) * size, row + i * size, size);
         else

@@ -362,8 +362,14 @@ def additive(block: nn.Module):
     return subs
 
 
+@torch.no_grad()
 def matrix(linear: nn.Module) -> tuple[Tensor, Tensor]:
     """(weight (out, in), bias (out,), zeros where it has none) of a projection, in float64."""
+    if type(linear) not in (nn.Linear, Quantized):  # an adapter, a packed one: by what it does
+        some = next(p for p in linear.parameters() if p.is_floating_point())
+        bias = linear(some.new_zeros(1, linear.in_features))[0]
+        weight = linear(torch.eye(linear.in_features).to(some)) - bias
+        return weight.T.double(), bias.double()
     weight = linear.expand() if isinstance(linear, Quantized) else linear.weight
     weight = weight.double()
     bias = weight.new_zeros(len(weight)) if linear.bias is None else linear.bias.double()

@@ -275,7 +275,7 @@ def promoted(model: nn.Module, layer: int, neurons: int | list[int], *, k: int =
         if not 0 <= n < network.down.in_features:
             raise MiradaError(f"neuron {n} does not exist: layer {layer} has "
                               f"{network.down.in_features}")
-    ways = _columns(network, wanted).T.double()  # (n, D)
+    ways = _columns(network, wanted).T  # (n, D)
     norm = sites.stacks(model)[stack].norm
     ways = _unscaled(norm, ways)
     head = model.head
@@ -380,8 +380,8 @@ def top_tokens(model: nn.Module, texts: Iterable[str], layer: int, neurons: list
         hits[neuron] = [
             Hit(value, text, position, _said(model, ids[:AROUND]),
                 _said(model, [ids[AROUND]]), _said(model, ids[AROUND + 1 :]))
-            for value, (text, position), ids in zip(best[n].tolist(), where[n].tolist(), around[n].tolist(),
-                                         strict=True)]
+            for value, (text, position), ids in zip(
+                best[n].tolist(), where[n].tolist(), around[n].tolist(), strict=True)]
     return TopTokens(layer, count, read, hits)
 
 
@@ -412,8 +412,7 @@ def _network(model: nn.Module, layer: int, stack: str) -> MLP:
 
 def _columns(network: MLP, neurons: list[int] | None) -> Tensor:
     """(D, n) what each neuron writes when it fires by 1."""
-    down = network.down
-    weight = down.expand() if isinstance(down, Quantized) else down.weight
+    weight = logits.matrix(network.down)[0]
     return weight if neurons is None else weight[:, neurons]
 
 

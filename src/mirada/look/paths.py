@@ -313,26 +313,22 @@ class Routes:
     def _looked(self, layer: int, name: str, sub: nn.Module, places: list[int], y: Tensor):
         """(head, (places, S)) how near what each key brought is to what was written."""
         site = "cross" if name == "cross" else self.stack
-        attention = sub.f
         v = self.tape.values(layer, site, self.run)[self.row].float()  # (G, S, Kv)
-        weight = logits.matrix(attention.o)[0].float().unflatten(1, (attention.heads, -1))
-        for head in range(attention.heads):
-            look = self.tape.pattern(layer, head, places, site, self.run)[self.row, 0]
-            brought = v[head * len(v) // attention.heads] @ weight[:, head].T  # (S, D)
+        look = self.tape.pattern(layer, None, places, site, self.run)[self.row].to(v)  # (H, P, S)
+        v = v.repeat_interleave(len(look) // len(v), 0)  # (H, S, Kv)
+        weight, bias = logits.matrix(sub.f.o)  # (D, H * Kv)
+        whole = (look @ v).transpose(0, 1).flatten(1).double() @ weight.T + bias  # (P, D)
+        weight = weight.float().unflatten(1, (len(v), -1))
+        post = getattr(sub, "post", nn.Identity())
+        for head, values in enumerate(v):
+            brought = values @ weight[:, head].T  # (S, D)
             part = torch.zeros(len(places), len(brought))
             for n, place in enumerate(places):
-                vectors = look[n, :, None] * brought
-                if not isinstance(getattr(sub, "post", nn.Identity()), nn.Identity):
-                    vectors = self._behind(sub.post, layer, attention, site, place, vectors)
+                vectors = look[head, n, :, None] * brought
+                if not isinstance(post, nn.Identity):  # a norm behind, its scale held
+                    vectors = logits.held(post, vectors.double(), whole[n])[0].float()
                 part[n] = _nearness(y[place], vectors)
             yield head, part
-
-    def _behind(self, post: nn.Module, layer: int, attention: Attention, site: str, place: int,
-                vectors: Tensor) -> Tensor:
-        """What a norm behind the attention makes of each vector, its scale held."""
-        weight, bias = logits.matrix(attention.o)
-        z = self.tape.z(layer, site, self.run)[self.row, place].double().flatten()
-        return logits.held(post, vectors.double(), weight @ z + bias)[0].float()
 
 
 def _nearness(y: Tensor, part: Tensor) -> Tensor:

@@ -9,6 +9,7 @@ import torch
 from mirada.errors import MiradaError
 from mirada.look import draw
 from mirada.look.figures import Link, attention_map, links
+from mirada.look.views import heads
 
 
 @dataclass(frozen=True)
@@ -42,12 +43,12 @@ class Looked:
 
 def look(model, text: str, *, to: str | None = None, layer: int | None = None,
          head: int | None = None, stack: str | None = None, out="attention.png") -> Looked:
-    """Record one pass over `text` and draw a layer into `out`.
+    """Record one pass over `text` and draw a layer into `out`: a picture, or a page (.html).
 
     to: the decoder's text, for encoder-decoders (its start token alone when None). layer, head:
     the strongest link's when None. stack: encoder, decoder or cross. Raises MiradaError.
     """
-    out = draw.place(out)
+    out = draw.place(out, (*draw.PICTURES, ".html"))
     given, labels = batch(model, text, to)
     with model.record() as tape, torch.inference_mode():
         model(**given)
@@ -61,9 +62,11 @@ def look(model, text: str, *, to: str | None = None, layer: int | None = None,
     weights = tape.pattern(layer, stack=stack)[0]
     if not -len(weights) <= head < len(weights):
         raise MiradaError(f"head {head} does not exist: layer {layer} has {len(weights)} heads")
-    figure = attention_map(weights, queries, keys, head=head % len(weights),
-                           title=f"{stack} layer {layer}, head {head}")
-    draw.save(figure, out)
+    if out.suffix == ".html":
+        heads.head_view(tape, layer=layer, heads=[head], stack=stack).save_html(out)
+    else:
+        draw.save(attention_map(weights, queries, keys, head=head % len(weights),
+                                title=f"{stack} layer {layer}, head {head}"), out)
     return Looked(str(out), stack, layer, head, queries, keys, found, tape.selfcheck)
 
 

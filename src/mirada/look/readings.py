@@ -9,7 +9,7 @@ from mirada.errors import MiradaError
 from . import logits, neurons, paths, pictures, redundancy
 
 KEPT: dict[str, dict] = {  # kind of reading -> what its recording must keep
-    "rollout": {}, "maxflow": {}, "routes": dict(v=True, resid="sublayers", z=True),
+    "rollout": {}, "maxflow": {}, "routes": dict(v=True, resid="sublayers"),
     "lens": dict(keep=None, resid=True), "dla": dict(keep=None, resid="sublayers", z=True),
     "neurons": dict(keep=None, mlp=True), "redundant": dict(z=True),
 }

@@ -20,8 +20,9 @@ from . import graph
 from .errors import Refused, missing
 from .packing import ENCODINGS, check_size, encode, packed, triangle
 from .query import Query
-from .runs import SCORES, Run
+from .runs import Run
 
+SCORES = 1 << 26  # numbers of logits that a lens may make at a time, 256 MB
 NAMED = 8192  # tokens that are named at once
 ROLLED = 1024  # tokens of a whole rollout, a product of squares
 NARROWER = "ask for fewer rows=, cols= or heads=, for enc=u8sqrt, or for the overview with pool="
@@ -215,6 +216,9 @@ def flow(run: Run, query: Query) -> dict | bytes:
     """Where an output token's information may have come from."""
     live(run)
     method = query.choice("method", "rollout", paths.METHODS)
+    if run.layers is not None:
+        raise Refused(409, "conflict", "a flow goes through all layers, and not all of this run's "
+                      "are recorded")
     stack = query.choice("stack", run.main, tuple(run.tokens))
     T = len(run.tokens[stack])
     target = query.number("from", -1, -1, T - 1)
@@ -245,7 +249,8 @@ def _rollout(run: Run, query: Query, stack: str, target: int, T: int) -> bytes:
 def redundancy(run: Run, query: Query) -> bytes:
     """Which heads look alike, and which bring alike."""
     live(run)
-    stack = query.choice("stack", run.main, tuple(run.kept().stacks))
+    stack = query.choice("stack", run.main, ("encoder", "decoder", "cross"))
+    _tape(run, stack)
     with run.served.lock:
         found = redundant(run.again(z=True), stack=stack)
     return packed({"distance": encode(found.distance, "f32")[0],
@@ -280,7 +285,8 @@ def vocab(served, query: Query) -> dict:
 def _tape(run: Run, stack: str) -> Tape:
     tape = run.kept()
     if stack not in tape.stacks:
-        raise missing(f"this run has no such stack; it has {', '.join(tape.stacks)}")
+        raise missing("nothing was recorded of such a stack; there is "
+                      f"{', '.join(tape.stacks) or 'none'}")
     return tape
 
 

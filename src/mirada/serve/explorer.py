@@ -141,7 +141,9 @@ class Explorer:
     def new_run(self, query: Query, given: dict) -> Answer:
         schema.check(given, "run_request")
         served = self.served(given.get("model", next(iter(self.models))))
-        return as_json(self.runs.add(make(served, given["inputs"])).data(), 201)
+        qk = given.get("record", {}).get("qk", True)
+        run = make(served, given["inputs"], self.runs.room, qk)
+        return as_json(self.runs.add(run).data(), 201)
 
     def read_run(self, id: str, query: Query) -> dict:
         return self.runs.find(id).data()

@@ -13,16 +13,16 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from mirada.core.attend import pinned
-from mirada.look import sites
-from mirada.look.record import Tape
+from mirada.core.attend import Call, choose
+from mirada.core.attention import Attention
+from mirada.look import describe, sites
+from mirada.look.record import Tape, is_plain
 
 from . import graph, reading
 from .errors import Refused, missing
 from .served import Served
 
 KEPT = 1 << 30  # bytes of recordings held at a time
-SCORES = 1 << 26  # numbers of logits that a pass may make, 256 MB
 RUNS = 1000  # runs that are remembered, recordings or not
 
 
@@ -30,8 +30,8 @@ RUNS = 1000  # runs that are remembered, recordings or not
 class Run:
     """One text in one model.
 
-    batch: what the model is called with; kept: the recording, None when evicted; x: (T, D) what
-    the head reads.
+    batch: what the model is called with; layers: those that are recorded, all when None; tape: the
+    recording, None when evicted; x: (T, D) what the head reads; notes: what is not kept, and why.
     """
 
     id: str
@@ -40,6 +40,8 @@ class Run:
     batch: dict[str, Tensor]
     tokens: dict[str, list[dict]]
     made: str
+    layers: list[int] | None
+    notes: list[str]
     tape: Tape | None = None
     x: Tensor | None = None
     passed: graph.Pass | None = None
@@ -70,9 +72,8 @@ class Run:
         return tape
 
     def spared(self) -> dict:
-        """What keeps a pass over a long text from scoring a whole vocabulary at every token."""
-        many = len(self.tokens[self.main]) * self.served.data["vocab"] > SCORES
-        return {"logits_to_keep": 1} if many and self.served.output in ("next", "mask") else {}
+        """Keeps a pass from scoring a whole vocabulary at each token, which none here reads."""
+        return {"logits_to_keep": 1} if self.served.output in ("next", "mask") else {}
 
     def logits(self, pos: int) -> Tensor:
         """(V,) of one token, or of the labels."""
@@ -102,16 +103,22 @@ class Run:
         """Run the model over the batch and keep what the screens read."""
         model = self.served.model
         held: list[Tensor] = []
+        kernels: dict[str, None] = {}
         with self.served.lock, torch.no_grad():
-            handle = model.decoder.norm.register_forward_hook(lambda m, args, x: held.append(x))
+            handles = [model.decoder.norm.register_forward_hook(lambda m, a, x: held.append(x))]
+            handles += [m.attend.register_forward_pre_hook(
+                lambda attend, args, given: kernels.update({_kernel(attend, args, given): None}),
+                with_kwargs=True) for m in model.modules() if isinstance(m, Attention)]
             try:
-                with model.record(v=True) as tape, graph.watch(model) as passed:
+                with (model.record(layers=self.layers, v=True) as tape,
+                      graph.watch(model) as passed):
                     model(**self.batch, **self.spared())
             finally:
-                handle.remove()
+                for handle in handles:
+                    handle.remove()
         self.tape, self.x, self.passed = tape, held[-1][0], passed
         self.error = tape.selfcheck if tape.runs and tape.selfcheck == tape.selfcheck else None
-        self.kernel = pinned() or "sdpa"
+        self.kernel = ", ".join(kernels)
         self.bytes = self.x.nbytes + sum(
             x.nbytes for runs in tape.runs.values() for run in runs for t in run
             for x in (t.q, t.k, t.v) if x is not None)
@@ -119,23 +126,24 @@ class Run:
     def data(self) -> dict:
         """The run of the schema."""
         model = self.served.model
-        notes = []
-        if model.training:
-            notes.append("the model is in training mode")
         return {
             "schema": "explorer/1", "run": self.id, "state": self.state, "made": self.made,
             "inputs": self.inputs, "model": self.served.data, "tokens": self.tokens,
             "caps": self.caps(), "bytes": self.bytes, "snippet": self.snippet(),
             "numerics": {"dtype": str(model.dtype).removeprefix("torch."), "kernel": self.kernel,
                          "selfcheck": self.error, "stored": "exact"},
-            "hidden": {"truncated": False, "layers": len(self.tape.runs) if self.tape else 0,
-                       "notes": notes},
+            "hidden": {"truncated": self.layers is not None, "notes": self.notes,
+                       "layers": len(self.tape.runs) if self.tape else 0},
             "graph": self.passed.data(self.served.paths)}
 
     def caps(self) -> list[str]:
         """The screens that have something to show."""
         output = self.served.output
-        found = ["attn", "qk", "resid", "flow", "redundancy"]
+        found = ["resid"]
+        if self.layers != []:
+            found += ["attn", "qk", "redundancy"]
+        if self.layers is None:
+            found.append("flow")
         if any(sites.network(b) for s in sites.stacks(self.served.model).values()
                for b in s.blocks):
             found.append("mlp")
@@ -219,10 +227,43 @@ def _title(run: Any) -> str:
     return text[:200]
 
 
-def make(served: Served, inputs: dict) -> Run:
-    """Encode what was asked for, run it and record it. Raises MiradaError."""
+def _kernel(attend, args: tuple, given: dict) -> str:
+    """The name of what computes one call of an attention."""
+    if not is_plain(attend):
+        return type(attend).__name__
+    return choose(Call(*args, **{k: given[k] for k in ("scale", "mask", "bias", "cap", "sinks")}))
+
+
+def make(served: Served, inputs: dict, room: int = KEPT, qk: bool = True) -> Run:
+    """Encode what was asked for, run it and record it. Raises MiradaError.
+
+    room: bytes a recording may have; a longer one keeps the last layers. qk: False records no
+    attention, for steps of a text of which the next token is all that is asked.
+    """
     batch, tokens = reading.read(served, inputs)
     now = datetime.datetime.now(datetime.UTC).isoformat(timespec="milliseconds")
-    run = Run(f"r_{secrets.token_hex(6)}", served, inputs, batch, tokens, now)
+    layers, notes = ([], ["attention was not recorded"]) if not qk else _fitting(
+        served, tokens, room)
+    run = Run(f"r_{secrets.token_hex(6)}", served, inputs, batch, tokens, now, layers, notes)
     run.record()
     return run
+
+
+def _fitting(served: Served, tokens: dict, room: int) -> tuple[list[int] | None, list[str]]:
+    """The layers whose recording fits into a room, all when None, and what to say of it."""
+    T, size = max(map(len, tokens.values())), served.model.dtype.itemsize
+    costs = []  # of each layer, in all stacks
+    for layer in range(max(len(s["layers"]) for s in served.data["stacks"])):
+        own = [a for stack in sites.stacks(served.model).values() if layer < len(stack.order)
+               for _, a in sites.attentions("", stack.blocks[stack.order[layer]])]
+        costs.append(size * T * sum(m.out_features for a in own for m in (a.q, a.k, a.v)))
+    if sum(costs) <= room:
+        return None, []
+    kept, left = [], room
+    for layer in reversed(range(len(costs))):
+        left -= costs[layer]
+        if left < 0:
+            break
+        kept.insert(0, layer)
+    return kept, [f"of {len(costs)} layers the last {len(kept)} are recorded: all would take "
+                  f"{describe.size(sum(costs))} of the {describe.size(room)} that may be kept"]

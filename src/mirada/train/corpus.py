@@ -60,7 +60,8 @@ class Corpus:
 
     def segments(self, start: int, stop: int) -> np.ndarray:
         """(T,) which document each token of a stretch belongs to."""
-        return np.searchsorted(self.ends, np.arange(start, stop), side="right")
+        places = np.arange(start, stop)
+        return np.asarray(np.searchsorted(self.ends, places, side="right"))
 
 
 def write(texts: Iterable[str], tokenizer, folder: str | os.PathLike, *,

@@ -21,7 +21,9 @@ from mirada.errors import MiradaError
 class Same:
     """The tensor as it is. rowwise: whole rows move, so that rows of blocks can move as well."""
 
-    rowwise = True
+    @property
+    def rowwise(self) -> bool:
+        return True
 
     def load(self, tensors: list[Tensor]) -> list[Tensor]:
         return tensors
@@ -33,7 +35,9 @@ class Same:
 class Transposed(Same):
     """A matrix stored [in, out]."""
 
-    rowwise = False
+    @property
+    def rowwise(self) -> bool:
+        return False
 
     def load(self, tensors: list[Tensor]) -> list[Tensor]:
         return [t.transpose(0, -1) for t in tensors]  # a bias stays as it is
@@ -83,7 +87,9 @@ class Interleaved(Same):
 class Shaped(Same):
     """The same numbers under another shape of ours; theirs is restored on save."""
 
-    rowwise = False
+    @property
+    def rowwise(self) -> bool:
+        return False
     theirs: tuple[int, ...]
     ours: tuple[int, ...]
 
@@ -112,7 +118,9 @@ class Shifted(Same):
     """A vector that the file has with `by` added."""
 
     by: float
-    rowwise = False
+    @property
+    def rowwise(self) -> bool:
+        return False
 
     def load(self, tensors: list[Tensor]) -> list[Tensor]:
         return [t - self.by for t in tensors]

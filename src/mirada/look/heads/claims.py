@@ -42,7 +42,8 @@ EXAMPLES = {
         ({"perro": ("perro", "gato", "niño", "lobo", "caballo", "padre")},
          {"grande": ("grande", "pobre", "triste", "alegre")})),
     "pizza": Example(
-        "La pizza acaba de salir del horno, estaba rica", (("subject", "estaba", "pizza", "horno"),),
+        "La pizza acaba de salir del horno, estaba rica",
+        (("subject", "estaba", "pizza", "horno"),),
         ({"pizza": ("pizza", "tarta", "carne", "torta", "empanada", "galleta")},
          {"horno": ("horno", "fuego", "taller", "mercado")})),
     "diego": Example(
@@ -64,13 +65,13 @@ def examples() -> dict[str, Example]:
 
 @dataclass(frozen=True)
 class Answer:
-    """Whether some head of a model links two words of a sentence, and whether it matters.
+    """Whether some head of a model links two words of a sentence, and whether that matters.
 
     holds: a head's strongest look from `query` goes to `key`, here and in HOLDS of the variants
     (of a sentence without variants, here), and the head does not look so far from any word alike.
-    share: in how many variants. by_place: share of the words of other sentences from which the head
-    looks as far; HOLDS or more is a look of place. rather: the word that it should not be. heads: how
-    many hold. verdict: the causal test of the head on the variants, where it holds.
+    share: in how many variants. by_place: share of the words of other sentences from which the
+    head looks as far; HOLDS or more is a look of place. rather: the word that it should not be.
+    heads: how many hold. verdict: the causal test of the head on the variants, where it holds.
     """
 
     text: str
@@ -113,8 +114,8 @@ class Answer:
         if self.verdict is not None and self.verdict.effect is not None:
             v = self.verdict
             low, high = v.interval
-            lines.append(f"  and it {'matters' if self.matters else 'does not show that it matters'}"
-                         f": cutting the look moves the output by {v.effect:.3g} "
+            found = "matters" if self.matters else "does not show that it matters"
+            lines.append(f"  and it {found}: cutting the look moves the output by {v.effect:.3g} "
                          f"[{low:.3g}, {high:.3g}] more than cutting another, more than "
                          f"{v.percentile:.0%} of {v.controls} other heads")
         return "\n".join(lines)
@@ -189,7 +190,8 @@ def _answer(model, example: Example, what: str, query: str, key: str, rather, se
     for layer in tape.layers(probe.stack):
         weights = tape.pattern(layer, stack=probe.stack).float()
         maps = [scores.pooled(weights[p.b], probe.words[p.b], probe.keys[p.b]) for p in found]
-        best = [m[:, p.query][:, list(p.others)].argmax(-1) for m, p in zip(maps, found, strict=True)]
+        best = [m[:, p.query][:, list(p.others)].argmax(-1)
+                for m, p in zip(maps, found, strict=True)]
         for h in range(weights.shape[1]):
             right = [p.others[b[h]] == p.key for b, p in zip(best, found, strict=True)]
             hits[probe.stack, layer, h] = right

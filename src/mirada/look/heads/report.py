@@ -91,7 +91,8 @@ class Report(View):
     def __str__(self) -> str:
         first, caveat, *names = SAID[self.lang]
         heads = {v.score.at for v in self.verdicts}
-        lines = [first.format(n=len(heads), of=sum(map(sum, self.shape.values())), data=self.sources,
+        every = sum(map(sum, self.shape.values()))
+        lines = [first.format(n=len(heads), of=every, data=self.sources,
                               v=sum(v.verdict == "verified" for v in self.verdicts)), ""]
         rows = [[f"{v.score.stack} {v.score.layer}.{v.score.head}",
                  v.score.role + (f" {v.score.detail}" if v.score.detail else ""),
@@ -165,8 +166,8 @@ def _cell(head: int, layer: int, v: Verdict | None, shown: list[str]):
 
 def roles(model, lang: str = "en", *, only=None, causal: bool = True, conllu=None,
           sentences: list | None = None, rows: int = 50, count: int = 400, seed: int = 0) -> Report:
-    """What each attention head does, by the scores of `heads.scores`, and the causal verdict on each
-    role found (see `heads.verdicts`).
+    """What each attention head does, by the scores of `heads.scores`, and the causal verdict on
+    each role found (see `heads.verdicts`).
 
     model: a Model, or a word for one. lang: of the words and of the template sentences, "en" or
     "es". only: names of roles, all when None. conllu: a file of annotated sentences in place of the

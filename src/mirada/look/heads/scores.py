@@ -221,7 +221,8 @@ def gold(probe: Probe) -> list[Pair]:
         for query, key in s.corefs:
             earlier = tuple(m for m in s.mentions if m < query)
             found.append(Pair("coreference", "", b, query, key, earlier))
-    return [p for p in found if p.key in p.others and len(p.others) > 1 and probe.words[p.b][p.query]]
+    return [p for p in found
+            if p.key in p.others and len(p.others) > 1 and probe.words[p.b][p.query]]
 
 
 def others(probe: Probe, b: int, query: int) -> tuple[int, ...]:
@@ -254,7 +255,8 @@ def by_place(given: list[Pair]) -> Tensor:
     nouns = given[0].role == "coreference"
     rules = [[max(p.others) == p.key for p in given], [min(p.others) == p.key for p in given]]
     if not nouns:
-        rules = [[p.query + k == p.key for p in given] for k in range(-8, 9)]
+        offsets = {p.key - p.query for p in given}
+        rules = [[p.query + k == p.key for p in given] for k in offsets]
     best = max(rules, key=sum)
     return torch.tensor(best).float()[:, None]
 

@@ -67,9 +67,9 @@ X1/cop/J1 J1/root . | D1/det/N1 N1/nsubj/J1 W=que/obj/T2 D2/det/N2 N2/nsubj/T2 T
 X1/cop/J1 J1/root .
 1 being, 2 being | D1/det/N1 N1/nsubj/I1 I1/root K=and/cc/I2 D2/det/N2 N2/nsubj/I2 I2/conj/I1 . \
 | D1/det/N1 N1/nsubj/I1 I1/root K=y/cc/I2 D2/det/N2 N2/nsubj/I2 I2/conj/I1 .
-1 being, 2 being | W=if/mark/I1 D1/det/N1 N1/nsubj/I1 I1/advcl/I2 , D2/det/N2 A2/amod/N2 N2/nsubj/I2 \
-I2/root . | W=si/mark/I1 D1/det/N1 N1/nsubj/I1 I1/advcl/I2 , D2/det/N2 N2/nsubj/I2 A2/amod/N2 \
-I2/root .
+1 being, 2 being | W=if/mark/I1 D1/det/N1 N1/nsubj/I1 I1/advcl/I2 , D2/det/N2 A2/amod/N2 \
+N2/nsubj/I2 I2/root . | W=si/mark/I1 D1/det/N1 N1/nsubj/I1 I1/advcl/I2 , D2/det/N2 \
+N2/nsubj/I2 A2/amod/N2 I2/root .
 1 being | D1/det/N1 N1/nsubj/I1 Z=never~always/neg/I1 I1/root . \
 | D1/det/N1 N1/nsubj/I1 Z=nunca~siempre/neg/I1 I1/root .
 1 being, 2 thing | D1/det/N1 N1/nsubj/V1 Z=never~often/neg/V1 V1/root D2/det/N2 N2/obj/V1 . \
@@ -92,27 +92,34 @@ R1/nsubj/J X1/cop/J J=thirsty/advcl/L1 . | D1/det/N1 N1/nsubj/L1 L1/root D2/det/
 W=porque/mark/Y1 Y1/advcl/L1 O=sed/obj/Y1 .
 """
 NOUNS = """
-person m man men hombre hombres, person f woman women mujer mujeres, person f girl girls niña niñas
-person m boy boys niño niños, person f queen queens reina reinas, person m king kings rey reyes
-person f mother mothers madre madres, person m father fathers padre padres
-person f aunt aunts tía tías, person m uncle uncles tío tíos, person f sister sisters hermana hermanas
-person m brother brothers hermano hermanos, animal m dog dogs perro perros
-animal m cat cats gato gatos, animal f cow cows vaca vacas, animal m horse horses caballo caballos
-animal f hen hens gallina gallinas, animal m duck ducks pato patos, animal f goat goats cabra cabras
-animal m wolf wolves lobo lobos, thing m book books libro libros, thing f table tables mesa mesas
+person m man men hombre hombres, person f woman women mujer mujeres
+person f girl girls niña niñas, person m boy boys niño niños, person f queen queens reina reinas
+person m king kings rey reyes, person f mother mothers madre madres
+person m father fathers padre padres, person f aunt aunts tía tías, person m uncle uncles tío tíos
+person f sister sisters hermana hermanas, person m brother brothers hermano hermanos
+animal m dog dogs perro perros, animal m cat cats gato gatos, animal f cow cows vaca vacas
+animal m horse horses caballo caballos, animal f hen hens gallina gallinas
+animal m duck ducks pato patos, animal f goat goats cabra cabras, animal m wolf wolves lobo lobos
+thing m book books libro libros, thing f table tables mesa mesas
 thing f letter letters carta cartas, thing f box boxes caja cajas, thing f key keys llave llaves
-thing m hat hats sombrero sombreros, thing f chair chairs silla sillas, thing m picture pictures cuadro cuadros
-place f house houses casa casas, place m garden gardens jardín jardines
-place f street streets calle calles, place f kitchen kitchens cocina cocinas, place m park parks parque parques
-place f city cities ciudad ciudades, drink f milk milk leche leche, drink m coffee coffee café café
-drink m juice juice zumo zumo, drink f beer beer cerveza cerveza, drink m wine wine vino vino
+thing m hat hats sombrero sombreros, thing f chair chairs silla sillas
+thing m picture pictures cuadro cuadros, place f house houses casa casas
+place m garden gardens jardín jardines, place f street streets calle calles
+place f kitchen kitchens cocina cocinas, place m park parks parque parques
+place f city cities ciudad ciudades, drink f milk milk leche leche
+drink m coffee coffee café café, drink m juice juice zumo zumo, drink f beer beer cerveza cerveza
+drink m wine wine vino vino
 """
 # With an object: base, third person, past, participle; singular, plural, both past, participle.
 ACTS = """
-see sees saw seen ve ven vio vieron vist, find finds found found encuentra encuentran encontró encontraron encontrad
-call calls called called llama llaman llamó llamaron llamad, follow follows followed followed sigue siguen siguió siguieron seguid
-help helps helped helped ayuda ayudan ayudó ayudaron ayudad, push pushes pushed pushed empuja empujan empujó empujaron empujad
-watch watches watched watched mira miran miró miraron mirad, carry carries carried carried lleva llevan llevó llevaron llevad
+see sees saw seen ve ven vio vieron vist
+find finds found found encuentra encuentran encontró encontraron encontrad
+call calls called called llama llaman llamó llamaron llamad
+follow follows followed followed sigue siguen siguió siguieron seguid
+help helps helped helped ayuda ayudan ayudó ayudaron ayudad
+push pushes pushed pushed empuja empujan empujó empujaron empujad
+watch watches watched watched mira miran miró miraron mirad
+carry carries carried carried lleva llevan llevó llevaron llevad
 """
 MOVES = """
 sleep sleeps duerme duermen dormir, run runs corre corren correr, sing sings canta cantan cantar

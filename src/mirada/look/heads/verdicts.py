@@ -229,7 +229,8 @@ def case(model, given: dict[str, Probe], score: Score, draw: random.Random):
             "negation": "twins", "alignment": "pairs", "duplicate": "repeats",
             "induction": "repeats", "copying": "repeats"}.get(score.role, "passages")
     probe = given[kind]
-    probe = probe.rows(list(range(len(probe))), LENGTH) if kind in ("passages", "repeats") else probe
+    if kind in ("passages", "repeats"):
+        probe = probe.rows(list(range(len(probe))), LENGTH)
     edges = looks(model, probe, score)
     rows = edges.flatten(1).any(1).nonzero()[:, 0].tolist()
     rows = rows[:: max(1, len(rows) // ROWS)][:ROWS]

@@ -23,12 +23,13 @@ def lines(weights: Tensor, queries: list[str], keys: list[str], heads: list[int]
     figure = draw.canvas(6.4, min(1.4 + 0.24 * rows, 16))
     axes = figure.subplots()
     chosen = weights[heads].numpy()
-    order = np.argsort(-chosen, axis=None, kind="stable")[:LINES]
-    h, q, k = np.unravel_index(order[chosen.ravel()[order] > 0][::-1], chosen.shape)
+    order = np.argsort(-chosen.ravel(), kind="stable")[:LINES]
+    at = np.stack(np.unravel_index(order[chosen.ravel()[order] > 0][::-1], chosen.shape))
+    h, q, k = at  # the strongest last, on top
     w = chosen[h, q, k]
     ends = np.stack([np.stack([np.zeros_like(w), q], 1), np.stack([np.ones_like(w), k], 1)], 1)
     axes.add_collection(LineCollection(
-        ends, colors=[INKS[heads[n] % len(INKS)] for n in h], linewidths=0.4 + 2.6 * w,
+        ends, colors=[INKS[heads[n] % len(INKS)] for n in at[0]], linewidths=0.4 + 2.6 * w,
         alpha=np.clip(w, 0.04, 1)))
     for side, x, texts, turn in (("right", -0.02, queries, T), ("left", 1.02, keys, S)):
         for n in range(0, turn, -(-turn // LABELS)):

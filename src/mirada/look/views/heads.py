@@ -47,7 +47,7 @@ class Heads(View):
         for arm in self.arms:
             H, T, S = arm.shape
             rows, cols = (T, S) if size is None else (min(size, T), min(size, S))
-            tile = [-(-T // rows), -(-S // cols)]
+            tile = [_widest(T, rows), _widest(S, cols)]
             arms.append({"name": arm.name, "queries": arm.queries, "keys": arm.keys, "at": at,
                          "rows": rows, "cols": cols, "tile": tile, "layers": arm.layers,
                          "heads": arm.heads, "split": arm.split,
@@ -107,6 +107,11 @@ class Heads(View):
         if self._cell is not None and shell is not None and self._cell == shell.execution_count:
             return None  # shown already by the call that made it, which ends this cell
         return super()._repr_html_()
+
+
+def _widest(count: int, cells: int) -> int:
+    """Most places that one cell of a pooled side stands for; neighbours may share one."""
+    return max(-(-(n + 1) * count // cells) - n * count // cells for n in range(cells))
 
 
 def rooted(weights: Tensor) -> tuple[bytes, int]:

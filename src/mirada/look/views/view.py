@@ -112,8 +112,8 @@ def block(about: dict, blobs: Iterable[bytes]) -> str:
         packed += press.compress(blob)
         if len(packed) > MOST // 4 * 3:
             raise MiradaError(f"this page would have more than {MOST >> 20} MB: {SMALLER}")
-    head = json.dumps(about, ensure_ascii=False, separators=(",", ":"))
-    head = head.encode("utf-8", "replace")  # a lone surrogate is no text
+    text = json.dumps(about, ensure_ascii=False, separators=(",", ":"))
+    head = text.encode("utf-8", "replace")  # a lone surrogate is no text
     packed += press.compress(head + len(head).to_bytes(4, "little")) + press.flush()
     if len(packed) > MOST // 4 * 3:
         raise MiradaError(f"this page would have more than {MOST >> 20} MB: {SMALLER}")

@@ -4,7 +4,7 @@ begin(({ about }) => {
   const { words: W, lang, tokens, shares, edges, target } = about;
   const NS = "http://www.w3.org/2000/svg", depths = shares.length, T = tokens.length;
   const across = Math.max(28, Math.min(84, 640 / T)), up = Math.max(15, Math.min(46, 460 / depths));
-  const left = 74, top = 20, height = top + up * depths + 90, x = (n) => left + across * (n + 0.5);
+  const left = 74, top = 20, height = top + up * depths + 72, x = (n) => left + across * (n + 0.5);
   const y = (depth) => top + up * (depths - 1 - depth) + 12;
   const draw = (name, given, ...inside) => {
     const made = document.createElementNS(NS, name);
@@ -12,7 +12,9 @@ begin(({ about }) => {
     made.append(...inside);
     return made;
   };
-  const svg = draw("svg", { width: left + across * T + 10, height, role: "img", "aria-label": about.title });
+  const width = left + across * T + 10;
+  const svg = draw("svg", { viewBox: `0 0 ${width} ${height}`, width, height, role: "img", "aria-label": about.title });
+  if (T <= 40) svg.classList.add("fit"); // longer ones scroll
   const box = make("div.scroll", {}, svg), tip = make("p", { "aria-live": "polite" }, "\u00a0"), bar = make("div.bar");
   const said = make("p.note");
   box.style.maxWidth = "none";

@@ -1,6 +1,7 @@
 // Head view: two columns of tokens, lines between them, one colour a head.
 
-const ROW = 24, MOST = 6000, LISTED = 10;
+const ROW = 24, LISTED = 10;
+const MOST = 6000, HELD = 1500; // lines at once, and of one token: so that it follows the mouse
 
 begin(({ about, bytes }) => {
   const { words: W, lang } = about;
@@ -22,9 +23,9 @@ begin(({ about, bytes }) => {
     return [side(a.queries, from, a.resting[0]), side(a.keys, to, a.resting[1])];
   }
 
-  /** The strongest lines to draw, at most MOST, and what the others weigh. */
+  /** The strongest lines to draw, a bounded number, and what the others weigh. */
   function chosen() {
-    const a = arm(), [qs, ks] = playing(), held = focus(), counts = new Uint32Array(256);
+    const a = arm(), [qs, ks] = playing(), held = focus(), counts = new Uint32Array(256), most = held ? HELD : MOST;
     const least = Math.max(1, Math.round(255 * Math.sqrt(state.least)));
     const each = (visit) => {
       for (const h of state.on) {
@@ -40,8 +41,8 @@ begin(({ about, bytes }) => {
     let whole = 0, present = 0;
     each((h, q, k, v) => { if (v) { counts[v]++; whole += WEIGHT[v]; present++; } });
     let cut = 256, many = 0;
-    while (cut > least && many + counts[cut - 1] <= MOST) many += counts[--cut];
-    let spare = cut > least ? MOST - many : 0, mass = 0; // of the last byte only some fit
+    while (cut > least && many + counts[cut - 1] <= most) many += counts[--cut];
+    let spare = cut > least ? most - many : 0, mass = 0; // of the last byte only some fit
     const lines = [];
     each((h, q, k, v) => {
       if (v >= cut || (v === cut - 1 && v >= least && spare-- > 0)) {

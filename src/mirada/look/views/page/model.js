@@ -27,18 +27,20 @@ begin(({ about, bytes }) => {
   }
 
   function show(place, head, button) {
-    const a = about.arms[which], from = offset(a, place, head), [r, c] = a.tile;
+    const a = about.arms[which], from = offset(a, place, head);
     grid.querySelector(".on")?.classList.remove("on");
     button.classList.add("on");
     open = [place, head];
     const tip = make("p", {}, "\u00a0"), strongest = [];
     for (let n = 0; n < a.rows * a.cols; n++) if (bytes[from + n] > 25) strongest.push(n);
     strongest.sort((x, y) => bytes[from + y] - bytes[from + x]);
-    const name = (texts, n, step) => step === 1 ? `${texts[n].trim()} (${n})`
-      : `${Math.floor(n * texts.length / (step === r ? a.rows : a.cols))}…`;
+    const name = (texts, n, count) => { // a token, or the first and last of a pooled cell
+      const first = Math.floor(n * texts.length / count), end = Math.ceil((n + 1) * texts.length / count);
+      return end - first === 1 ? `${texts[first].trim()} (${first})` : `${first}–${end - 1}`;
+    };
     const words = (n) => {
       const q = Math.floor(n / a.cols), k = n % a.cols;
-      return [name(a.queries, q, r), name(a.keys, k, c), percent(lang, WEIGHT[bytes[from + n]])];
+      return [name(a.queries, q, a.rows), name(a.keys, k, a.cols), percent(lang, WEIGHT[bytes[from + n]])];
     };
     const map = labelled(bytes, a, from, button.title, 420, (q, k) => {
       const [query, key, weight] = words(q * a.cols + k);
