@@ -19,6 +19,7 @@ help:
 	@echo "make test-slow         run the slow tests"
 	@echo "make test-e2e          drive the Explorer and the views in Chromium (apt-get install chromium)"
 	@echo "make page              build the Explorer's page anew with npm; it must come out the same"
+	@echo "make torture           kill training runs 200 times; each must end with the same weights"
 	@echo "make lint              style and types"
 	@echo "make scope             which rows of the checklist work; WITHOUT=family hides one"
 	@echo "make docs              write docs/families: a page for each family, from its file"
@@ -47,6 +48,10 @@ page: explorer/node_modules
 explorer/node_modules: explorer/package-lock.json
 	cd explorer && npm ci
 	@touch $@
+
+torture: $(VENV)/test.done
+	MIRADA_KILLS=200 $(BIN)/python -m pytest -q -m slow tests/train/test_kill.py \
+	  tests/train/test_signals.py
 
 lint: $(VENV)/test.done
 	$(BIN)/ruff check .

@@ -8,8 +8,8 @@ time; the processes are forked from a server that has imported torch once.
 
 import importlib
 import multiprocessing
-import signal
 import random
+import signal
 import time
 from contextlib import suppress
 
@@ -19,7 +19,7 @@ from mirada.train.log import history
 from mirada.train.loop import fit
 
 FORKS = multiprocessing.get_context("forkserver")
-FORKS.set_forkserver_preload(["torch", "mirada.registry", "mirada.train.loop", "mirada.models.gpt2"])
+FORKS.set_forkserver_preload(["mirada.registry", "mirada.train.loop", "mirada.models.gpt2"])
 
 
 def trained(setup, out=None):

@@ -11,11 +11,11 @@ from functools import partial
 
 import pytest
 import torch
-from train import kills
 
 from mirada.errors import UntrustedInputError, WorkFailed
 from mirada.train import checkpoint
 from mirada.train.checkpoint import Checkpoint
+from train import kills
 
 
 def made(step):
@@ -45,8 +45,8 @@ CALLS = ["os.mkdir", "checkpoint.save_file", "pathlib.Path.write_text", "os.fsyn
 
 def wrapped(patch, around):
     """Each call that writes is made through around(name, call, *args)."""
-    homes = {"os": os, "checkpoint": checkpoint, "shutil": shutil, "Path": checkpoint.Path}
-    for path in CALLS:
+    homes = {"os": os, "checkpoint": checkpoint, "shutil": shutil}
+    for path in CALLS[:2] + CALLS[3:]:
         *_, home, name = path.split(".")
         patch(homes[home], name, partial(around, name, getattr(homes[home], name)))
     patch(checkpoint.Path, "write_text",
@@ -92,7 +92,7 @@ def test_killed_at_every_call(tmp_path):
     calls = count_calls(tmp_path / "count")
     assert set(calls) == {path.rpartition(".")[2] for path in CALLS}
     renamed = calls.index("rename")
-    for at in range(len(calls)):
+    for at in range(1, len(calls)):  # the first finds its folder there already
         for behind in (False, True):
             folder = stood(tmp_path / f"{at}-{behind}")
             child = kills.process(dies, folder, at, behind)

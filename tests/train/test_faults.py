@@ -9,13 +9,13 @@ from dataclasses import replace
 
 import pytest
 import torch
-from train import kills
-from train.test_loop import PLAN, RECIPE, Words, same, small, weights
 
 from mirada.errors import UntrustedInputError, WorkFailed
 from mirada.train import checkpoint, log
 from mirada.train.log import Folder, history
 from mirada.train.loop import fit
+from train import kills
+from train.test_loop import PLAN, RECIPE, Words, same, small, weights
 
 THREE = replace(PLAN, steps=21, batch=6, parts=3, save=1, keep=21)  # 3 epochs of 7 batches
 

@@ -1,8 +1,10 @@
 """A run that is killed at any moment ends with the same weights, to the last bit."""
 
+import os
 from dataclasses import replace
 
 import pytest
+
 from train import kills
 from train.test_loop import PLAN, RECIPE, Words, small
 
@@ -32,6 +34,5 @@ def test_killed(setup, tmp_path):
 
 @pytest.mark.slow
 @pytest.mark.parametrize("setup", [full, accumulated, workers, half])
-def test_killed_often(setup, tmp_path, request):
-    count = int(request.config.getoption("--kills", default=None) or 20)
-    kills.survives(setup, tmp_path, kills=count, seed=1)
+def test_killed_often(setup, tmp_path):
+    kills.survives(setup, tmp_path, kills=int(os.environ.get("MIRADA_KILLS", "20")), seed=1)

@@ -7,11 +7,11 @@ import time
 from dataclasses import replace
 
 import pytest
-from train import kills
-from train.test_loop import PLAN, RECIPE, Words, small
 
 from mirada.train import checkpoint
 from mirada.train.log import history
+from train import kills
+from train.test_loop import PLAN, RECIPE, Words, small
 
 NEVER = replace(PLAN, save=1000)
 

@@ -41,7 +41,8 @@ def run(args) -> None:
             raise MiradaError(f"--resume goes on with what the run was begun with: leave out "
                               f"{', '.join(asked)}")
         folder = Path(args.resume)
-        show(args, _train(folder, *config.open_run(folder), args.show))
+        run, model, objective = config.open_run(folder)
+        show(args, _train(folder, run, model, objective, args.show))
         return
     if args.model is None:
         raise MiradaError("name a model (gpt2:tiny), a .toml, or a run with --resume")
@@ -49,11 +50,11 @@ def run(args) -> None:
     out = Path(args.out) if args.out else _next(asked.model)
     config.create(asked, out)
     try:
-        opened = config.open_run(out)
+        run, model, objective = config.open_run(out)
     except MiradaError:  # nothing is trained yet: the name is free for a better try
         shutil.rmtree(out)
         raise
-    show(args, _train(out, *opened, args.show))
+    show(args, _train(out, run, model, objective, args.show))
 
 
 _GIVEN = ("column", "objective", "length", "tokens")
@@ -136,6 +137,6 @@ class Told:
     def __str__(self) -> str:
         said = self.data()
         if self.result.reason == "stopped":
-            return (f"{self.folder}: stopped behind step {said['step']} of {self.steps}; go on with "
+            return (f"{self.folder}: stopped behind step {said['step']} of {self.steps}; go on: "
                     f"mirada train --resume {self.folder}")
         return f"{self.folder}: {self.steps} steps, loss {said['loss']:.3f}; {said['model']}"

@@ -153,8 +153,8 @@ def open_run(folder: Path):
         if tokenizer is None:
             raise MiradaError(f"{run.model} has no tokenizer, so there is none to read text with")
     if model.context is not None and run.length > model.context:
-        raise MiradaError(f"length is {run.length}, and {run.model} reads {model.context} tokens at "
-                          "most: choose a smaller one"
+        raise MiradaError(f"length is {run.length}, and {run.model} reads {model.context} tokens "
+                          "at most: choose a smaller one"
                           + (" or set changes.context" if run.new else ""))
     _kind(run, model)  # before the work of tokenising
     tokens = (corpus.Corpus.open(made) if made.exists()
@@ -246,7 +246,8 @@ def _build(run: Run, tokenizer):
                            seed=run.whole_plan().seed, **told | run.changes)
     model.tokenizer = tokenizer
     if tokenizer.eos_ids:  # else readers take the original vocabulary's
-        model.origin.raw |= {"bos_token_id": tokenizer.bos_id, "eos_token_id": min(tokenizer.eos_ids)}
+        model.origin.raw |= {"bos_token_id": tokenizer.bos_id,
+                             "eos_token_id": min(tokenizer.eos_ids)}
     return model
 
 
@@ -257,8 +258,9 @@ def _filled(kind, given: dict, where):
                           f"{', '.join(sorted(known))}")
     for name, wanted in ((f.name, f.type) for f in fields(kind) if f.name in given):
         got = given[name]
-        if wanted in KINDS and (isinstance(got, bool) or not isinstance(got, KINDS[wanted][0])):
-            raise MiradaError(f"{where}: {name} is {got!r}; it must be {KINDS[wanted][1]}")
+        kind_of, words = KINDS.get(wanted, (object, ""))
+        if words and (isinstance(got, bool) or not isinstance(got, kind_of)):  # type: ignore[arg-type]
+            raise MiradaError(f"{where}: {name} is {got!r}; it must be {words}")
         if wanted == "dict":
             _table(got, where, name)
     if isinstance(given.get("betas"), list):  # of TOML and JSON
@@ -276,5 +278,8 @@ def _table(found, where, name: str) -> dict:
 
 
 def _sha256(name: str) -> str:
+    found = hashlib.sha256()
     with open_regular(name) as file:
-        return hashlib.file_digest(file, "sha256").hexdigest()
+        while block := file.read(1 << 20):
+            found.update(block)
+    return found.hexdigest()

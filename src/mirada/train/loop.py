@@ -288,7 +288,7 @@ class Trainer:
             size = self.plan.batch // self.plan.parts
             parts = next((n for n in range(self.plan.parts + 1, self.plan.batch + 1)
                           if self.plan.batch % n == 0), None)
-            what = (f"parts={parts} reads {self.plan.batch // parts} at a time, with the same result"
+            what = (f"parts={parts} reads {self.plan.batch // parts} at a time, to the same end"
                     if parts else "take shorter samples, or a smaller model")
             raise WorkFailed(f"step {self.step + 1}: {size} samples at a time do not fit into the "
                              f"memory; {what}") from error

@@ -160,8 +160,9 @@ def variants(example: Example, query: str, key: str, seed: int = 0) -> list[temp
             for old, new in swaps:
                 text = text.replace(old, new)
             made.append(text)
-        if tuple(made) not in texts and len(texts) < VARIANTS:
-            texts.append(tuple(made))
+        one, asks, looks = made
+        if (one, asks, looks) not in texts and len(texts) < VARIANTS:
+            texts.append((one, asks, looks))
     return [_annotated(*one) for one in texts]
 
 

@@ -199,8 +199,9 @@ def twins(lang: str = "en", count: int = 100, seed: int = 0) -> list[tuple[Sente
     made = []
     for turn in range(count):
         state = draw.getrandbits(64)
-        made.append(tuple(_made(usable[turn % len(usable)], random.Random(state), negated=n)[at]
-                          for n in (True, False)))
+        with_cue, without = (_made(usable[turn % len(usable)], random.Random(state), negated=n)[at]
+                             for n in (True, False))
+        made.append((with_cue, without))
     return made
 
 
@@ -214,8 +215,9 @@ def _known(lang: str) -> str:
 def _made(template: str, draw: random.Random, negated: bool) -> tuple[Sentence, Sentence]:
     kinds, english, spanish = template.split(" | ")
     nouns, chosen = _nouns(kinds, draw), {}
-    return tuple(_sentence(side.split(), n, nouns, chosen, draw, negated)
-                 for n, side in enumerate((english, spanish)))
+    one, other = (_sentence(side.split(), n, nouns, chosen, draw, negated)
+                  for n, side in enumerate((english, spanish)))
+    return one, other
 
 
 def _nouns(kinds: str, draw: random.Random) -> dict[str, _Noun]:

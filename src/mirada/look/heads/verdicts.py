@@ -17,6 +17,7 @@ from __future__ import annotations
 
 import random
 from dataclasses import dataclass, field, replace
+from typing import Any
 
 import torch
 import torch.nn.functional as F
@@ -27,6 +28,7 @@ from mirada.look.heads import probes, scores
 from mirada.look.heads.probes import Probe
 from mirada.look.heads.scores import RADIUS, ROLES, Score
 from mirada.look.sweeps import bootstrap
+from mirada.model import Model
 
 VERDICTS = ("verified", "pattern only", "causal only", "contradicted")
 ROWS, LENGTH, CHUNK = 24, 32, 8  # rows of a test, tokens of running text in one, rows at a time
@@ -56,7 +58,7 @@ class Without:
     """A tape whose patterns lack some looks; the others take over the weight, or with rest=True
     the weight is lost, as if those keys had no values."""
 
-    tape: object
+    tape: Any
     edges: Tensor  # (B, T, S)
     rest: bool = False
 
@@ -76,7 +78,7 @@ class Part:
     probe: Probe
     edges: Tensor
     others: Tensor  # equally many looks of each query elsewhere
-    tape: object
+    tape: Any
     output: Tensor
 
 
@@ -84,7 +86,7 @@ class Part:
 class Trials:
     """Tests of one model; what was run once is kept."""
 
-    model: object
+    model: Model
     probes: dict[str, Probe]
     claimed: list[Score]
     seed: int = 0
