@@ -287,7 +287,8 @@ def fill(model: Model, reader, weights, dtype, device, ignore, where: str) -> No
     stay = _blocks(plan.steps, reader, paths, places) if small else {}
     replaced(model, {module: kept(module, blocks.to(device), kind) for path, (blocks, kind)
                      in stay.items() for module, _, _ in places[path]})
-    model.requires_grad_(not stay)
+    if stay:  # blocks do not train; else what a family froze stays so
+        model.requires_grad_(False)
     steps = [s for s in plan.steps if paths[s.ours[0]] not in stay]
     places = _places(model)
     for step in steps:

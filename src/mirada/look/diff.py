@@ -39,6 +39,8 @@ def diff(a, b) -> Difference:
     """The Difference between two models, each a model, "family:size" or a path."""
     left, right = describe(a), describe(b)
     facts = [d.facts | {"parameters": f"{d.parameters:,}"} for d in (left, right)]
+    for one in facts:  # how it would run here is no part of what it is
+        one.pop("runs", None)
     aspects = list(dict.fromkeys([*facts[0], *facts[1]]))
     both = {k: tuple(f.get(k, "none") for f in facts) for k in aspects}
     old, new = ([line.translate(LINES) for line in d.tree] for d in (left, right))

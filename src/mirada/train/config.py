@@ -259,7 +259,8 @@ def _filled(kind, given: dict, where):
     for name, wanted in ((f.name, f.type) for f in fields(kind) if f.name in given):
         got = given[name]
         kind_of, words = KINDS.get(wanted, (object, ""))
-        if words and (isinstance(got, bool) or not isinstance(got, kind_of)):  # type: ignore[arg-type]
+        wrong = isinstance(got, bool) or not isinstance(got, kind_of)  # type: ignore[arg-type]
+        if words and wrong:
             raise MiradaError(f"{where}: {name} is {got!r}; it must be {words}")
         if wanted == "dict":
             _table(got, where, name)
