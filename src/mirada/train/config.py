@@ -258,7 +258,7 @@ def _filled(kind, given: dict, where):
                           f"{', '.join(sorted(known))}")
     for name, wanted in ((f.name, f.type) for f in fields(kind) if f.name in given):
         got = given[name]
-        kind_of, words = KINDS.get(wanted, (object, ""))
+        kind_of, words = KINDS.get(str(wanted), (object, ""))
         wrong = isinstance(got, bool) or not isinstance(got, kind_of)  # type: ignore[arg-type]
         if words and wrong:
             raise MiradaError(f"{where}: {name} is {got!r}; it must be {words}")
