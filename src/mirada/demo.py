@@ -19,13 +19,14 @@ def demo(out: str = "attention.png") -> None:
     """Load SmolLM2-135M-Instruct from the package that carries it, ask, draw, say what is next."""
     from mirada import registry
     from mirada.generate import run
+    from mirada.look.describe import describe
     from mirada.look.pictures import look
 
     began = time.perf_counter()
     model = registry.load("smollm2")
-    parameters = sum(p.numel() for p in model.parameters())
-    print(f"SmolLM2-135M-Instruct: {parameters:,} parameters, loaded in "
-          f"{time.perf_counter() - began:.1f} s from a package (Apache-2.0)\n")
+    took = time.perf_counter() - began
+    print(f"SmolLM2-135M-Instruct: {describe(model).parameters:,} parameters, loaded in "
+          f"{took:.1f} s from a package (Apache-2.0)\n")
     print(f"> {QUESTION}")
     sys.stdout.flush()
     run.run(model, QUESTION, max_new_tokens=64)

@@ -8,6 +8,7 @@ import torch
 import torch.nn.functional as F
 
 import mirada
+from mirada.demo import demo
 from mirada.edit import lower
 from mirada.generate.rows import Rows
 from models import tiny_gguf
@@ -116,3 +117,12 @@ def test_every_logit_is_the_references(model, real):
     ids = torch.tensor([PROMPT])
     with torch.inference_mode():
         assert (model(ids).logits - theirs(ids).logits).abs().max() < 1e-3
+
+
+def test_the_demo_says_what_the_model_is(real, tmp_path, capsys):
+    real("smollm2")
+    demo(str(tmp_path / "attention.png"))
+    said = capsys.readouterr().out
+    assert said.startswith("SmolLM2-135M-Instruct: 134,515,008 parameters, loaded in ")
+    assert "The capital of France is Paris." in said
+    assert (tmp_path / "attention.png").stat().st_size > 10_000
