@@ -16,8 +16,8 @@ from mirada.errors import MiradaError
 
 NAMES = ("demo", "run", "chat", "next", "task", "search", "eval", "code", "look", "explore",
          "describe", "diff", "trace", "neighbors", "senses", "permute", "gradients", "verify",
-         "models", "convert", "quantize", "bench", "tokenizer",
-         "train")
+         "models", "plan", "convert", "quantize", "bench", "tokenizer",
+         "train", "tune")
 
 
 def main(argv: list[str] | None = None) -> int:

@@ -13,7 +13,7 @@ from mirada.core.block import Block, ParallelBlock, Residual, Stack
 from mirada.core.embed import Patches, Tokens
 from mirada.core.heads import Classifier, Pooler
 from mirada.core.linear import KEPT, Quantized, QuantizedEmbedding
-from mirada.core.mlp import MLP, Activation
+from mirada.core.mlp import MLP, Activation, MoE
 from mirada.core.norm import LayerNorm, RMSNorm
 from mirada.core.position import Learned, Rotary, Sinusoid
 from mirada.kernels.blocks import row_elements
@@ -317,6 +317,8 @@ def _read(module: nn.Module) -> int:
     """Weights that each token is multiplied with. Others work once a row, or once a distance."""
     if isinstance(module, (ScoreBias, Pooler, Classifier)):
         return 0
+    if isinstance(module, MoE):  # each token goes through a few of its experts
+        return _read(module.router) + module.top * _read(module.experts[0])
     own = module.weight.numel() if isinstance(module, nn.Linear | nn.Conv1d | nn.Conv2d) else 0
     own += module.in_features * module.out_features if isinstance(module, Quantized) else 0
     return own + sum(map(_read, module.children()))
