@@ -11,14 +11,15 @@ PIP := $(BIN)/python -m pip --disable-pip-version-check install $(PIP_ARGS)
 REAL := $(PIP) --no-deps --require-hashes --only-binary :all:
 
 .DEFAULT_GOAL := help
-.PHONY: help demo test test-slow test-e2e page lint scope docs mutants peers clean
+.PHONY: help demo test test-slow test-e2e page gallery lint scope docs mutants peers clean
 
 help:
 	@echo "make demo              install, then ask a real model a question and draw its attention"
 	@echo "make test              install, then run the tests (all but slow and gpu)"
 	@echo "make test-slow         run the slow tests"
 	@echo "make test-e2e          drive the Explorer and the views in Chromium (apt-get install chromium)"
-	@echo "make page              build the Explorer's page anew with npm; it must come out the same"
+	@echo "make page              hold the Explorer's page against its source (npm run build makes it)"
+	@echo "make gallery           draw the pictures of docs/explorer.md anew, with Chromium"
 	@echo "make torture           kill training runs 200 times; each must end with the same weights"
 	@echo "make lint              style and types"
 	@echo "make scope             which rows of the checklist work; WITHOUT=family hides one"
@@ -39,15 +40,17 @@ test-slow: $(VENV)/test.done
 	$(BIN)/python -m pytest -q -m "slow and not gpu"
 
 test-e2e: $(VENV)/test.done explorer/node_modules
-	$(BIN)/python -m pytest -q -m e2e tests/e2e
+	$(BIN)/python -m pytest -q -m e2e tests/e2e -n $(WORKERS) --dist worksteal
 
 page: explorer/node_modules
-	cd explorer && npm run check && npm run build
-	git diff --exit-code --stat -- src/mirada/serve/static
+	cd explorer && npm run check && npm run build -- --check
 
 explorer/node_modules: explorer/package-lock.json
 	cd explorer && npm ci
 	@touch $@
+
+gallery: $(VENV)/test.done
+	$(BIN)/python tools/gallery.py
 
 torture: $(VENV)/test.done
 	MIRADA_KILLS=200 $(BIN)/python -m pytest -q -m slow tests/train/test_kill.py \
@@ -69,7 +72,9 @@ mutants: $(VENV)/test.done
 
 # -O2: gcc 12 at -O3 drops the stores that set up AMX tiles, and llama.cpp then crashes.
 peers: $(VENV)/test.done
-	$(PIP) ctranslate2==4.8.5 diskcache==5.6.3
+	$(PIP) -c constraints.txt ctranslate2==4.8.5 diskcache==5.6.3 openvino==2026.4.1 \
+	  openvino-genai==2026.4.1.0 onnx==1.23.2 onnx-ir==1.1.0 onnxruntime==1.31.1 \
+	  onnxruntime-genai==0.18.0
 	CMAKE_ARGS="-DCMAKE_BUILD_TYPE=None -DCMAKE_C_FLAGS=-O2 -DCMAKE_CXX_FLAGS=-O2" \
 	  $(PIP) --no-deps --no-binary llama-cpp-python llama-cpp-python==0.3.36
 

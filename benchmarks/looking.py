@@ -1,21 +1,30 @@
-"""Looking inside at the shape of GPT-2 small: what recording costs, and a sweep over all heads.
+"""What looking inside costs, at the shape of GPT-2 small: recording, views, sweeps, pages.
 
-Run: python benchmarks/looking.py [--json FILE] [--tokens N] [--long N]; no weights are needed, for
-time and memory do not depend on them. Times are the process's CPU time, medians of turns; memory
-is what Linux counts as resident.
+Run: python benchmarks/looking.py [--all] [--json FILE] [--tokens N] [--long N]; no weights are
+needed, for time and memory do not depend on them. Times are the process's CPU time, medians of
+turns; memory is what Linux counts as resident.
 
 recording   a pass with a tape over one without, and the tape's bytes over those of queries and keys
 views       one head, one layer and the 64 x 64 overview of all heads, made from the tape
 long        the overview of one layer of a long text: memory beyond queries and keys
 sweep       each of 144 heads ablated on 64 tokens, in passes of the whole model
+--all       these and what the pages cost, as one table of goals, P1 to P12; it drives Chromium, and
+            bertviz where it can be imported (pip install --no-deps bertviz==1.4.1, and ipython)
 """
 
 import argparse
 import ctypes
+import gzip
+import importlib.util
+import io
 import json
+import shutil
 import statistics
+import sys
+import tempfile
 import threading
 import time
+import zipfile
 from pathlib import Path
 
 import torch
@@ -24,6 +33,15 @@ import mirada
 from mirada.look import sweeps
 
 TURNS = 5
+STATIC = Path(mirada.__file__).parent / "serve" / "static"
+SLIDE = """async () => {
+  const slider = document.getElementById("t"), began = performance.now();
+  slider.value = "0.7";
+  slider.dispatchEvent(new Event("input", { bubbles: true }));
+  const worked = performance.now() - began;
+  await new Promise((done) => requestAnimationFrame(() => requestAnimationFrame(done)));
+  return [worked, performance.now() - began];
+}"""
 
 
 def timed(work) -> tuple[float, object]:
@@ -114,22 +132,120 @@ def sweep(m) -> dict:
             "blocks_in_passes": found.forwards}
 
 
+def shipped() -> tuple:
+    """P1: what the Explorer's page weighs."""
+    files = [f for f in STATIC.rglob("*") if f.is_file()]
+    code = sum(len(gzip.compress(f.read_bytes(), 9)) for f in files if f.suffix in (".js", ".css"))
+    whole, wheel = sum(f.stat().st_size for f in files), io.BytesIO()
+    with zipfile.ZipFile(wheel, "w", zipfile.ZIP_DEFLATED) as packed:
+        for f in files:
+            packed.write(f, f.name)
+    grown = len(wheel.getvalue())
+    return ("P1", "JS and CSS 120 KB gzipped, all 500 KB, wheel 600 KB",
+            f"{code / 1e3:.0f} KB, {whole / 1e3:.0f} KB, {grown / 1e3:.0f} KB",
+            code <= 120e3 and whole <= 500e3 and grown <= 600e3)
+
+
+def pages() -> list[tuple]:
+    """P9, P10 and P12: pages that views write, beside bertviz's, drawn without a network."""
+    import views
+    from playwright.sync_api import sync_playwright
+
+    bertviz = importlib.util.find_spec("bertviz") and importlib.util.find_spec("IPython")
+    asked, sizes = [], {}
+    with sync_playwright() as play, tempfile.TemporaryDirectory() as folder:
+        browser = play.chromium.launch(executable_path=shutil.which("chromium"),
+                                       args=["--no-sandbox"])
+        page = browser.new_context(offline=True).new_page()
+        page.on("request", lambda request: asked.append(request.url))
+
+        def opened(text: str) -> float:
+            path = Path(folder) / "view.html"
+            path.write_text(text, encoding="utf-8")
+            began = time.perf_counter()
+            page.goto(path.as_uri())
+            page.wait_for_selector("html[data-ready]")
+            return time.perf_counter() - began
+
+        for layers, tokens in ((12, 128), (1, 512)):
+            weights, words = views.attention(layers, tokens), [f"token{n}" for n in range(tokens)]
+            made = views.ours("head", weights, words)
+            sizes[tokens] = len(made) / 1e6
+            opened(made)
+        theirs = len(views.theirs("head", *widest())) / 1e6 if bertviz else None
+        m = mirada.build("gpt2", size="tiny", seed=0, vocab=131072)
+        with torch.no_grad(), m.record(resid=True) as tape:
+            m(input_ids=torch.arange(8)[None])
+        opened(mirada.look.next_token(tape).html())
+        turns = [page.evaluate(SLIDE) for _ in range(TURNS)]
+        browser.close()
+    worked, painted = (statistics.median(column) for column in zip(*turns, strict=True))
+    outside = [url for url in asked if not url.startswith(("file:", "data:", "blob:", "about:"))]
+    beside = "bertviz is not installed" if theirs is None else (
+        f"bertviz {theirs:.1f} MB, {theirs / sizes[128]:.0f} times")
+    return [("P9", "head view of 12 x 12 at 128 tokens 3.5 MB, 30 times less than bertviz's; one "
+             "layer at 512 4.5 MB", f"{sizes[128]:.2f} MB ({beside}); {sizes[512]:.2f} MB",
+             sizes[128] <= 3.5 and sizes[512] <= 4.5 and (
+                 None if theirs is None else theirs >= 30 * sizes[128])),
+            ("P10", "a slider moved, 128k words: 50 ms",
+             f"{worked:.0f} ms of work, painted after {painted:.0f} ms", painted <= 50),
+            ("P12", "no request to another host", f"{len(outside)} of {len(asked)} by these pages; "
+             "tests/e2e counts those of every screen", not outside)]
+
+
+def widest():
+    """What bertviz is given: the head view of P9."""
+    import views
+    return views.attention(12, 128), [f"token{n}" for n in range(128)]
+
+
+def goals(found: dict) -> list[tuple]:
+    """Of each goal its number, its words, what was measured, and whether it is reached."""
+    import explorer
+    r, s, v, far = found["recording"], found["sweep"], found["recording"]["views"], found["long"]
+    rows = [shipped(), *explorer.rows(), *pages(), (
+        "P6", "recording 1.10 of the time, 1.05 of the bytes of queries and keys",
+        f"{r['time_ratio']:.2f} (fastest {r['fastest_ratio']:.2f}), {r['bytes_ratio']:.2f}",
+        r["time_ratio"] <= 1.10 and r["bytes_ratio"] <= 1.05), (
+        "P7", "in Python: a head 50 ms, a layer 120 ms, the overview 1.6 passes",
+        f"{v['head_s'] * 1e3:.0f} ms, {v['layer_s'] * 1e3:.0f} ms, {v['overview_passes']:.2f}",
+        v["head_s"] <= .05 and v["layer_s"] <= .12 and v["overview_passes"] <= 1.6), (
+        "P8", f"{far['tokens']:,} tokens: overview within 512 MB more, a tile of 512 x 512 150 ms",
+        f"{far['extra_mb']:.0f} MB, {far['tile_s'] * 1e3:.0f} ms",
+        far["extra_mb"] <= 512 and far["tile_s"] <= .15), (
+        "P11", "one ablation 1.5 passes, all 144 heads 60",
+        f"{s['one_passes']:.2f}, {s['all_passes']:.1f}",
+        s["one_passes"] <= 1.5 and s["all_passes"] <= 60)]
+    return sorted(rows, key=lambda row: int(row[0][1:]))
+
+
+def table(rows: list[tuple]) -> str:
+    """The goals in Markdown."""
+    said = {True: "reached", False: "**missed**", None: "not measured"}
+    lines = [f"| {n} | {goal} | {measured} | {said[ok]} |" for n, goal, measured, ok in rows]
+    return "\n".join(["| | goal | measured | |", "|---|---|---|---|", *lines])
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--all", action="store_true", help="every goal, pages too, as one table")
     parser.add_argument("--json", type=Path, help="write the figures into this file too")
     parser.add_argument("--tokens", type=int, default=1024)
     parser.add_argument("--long", type=int, default=8192)
     given = parser.parse_args()
     torch.manual_seed(0)
     m = mirada.build("gpt2", size="small", seed=0)
+    print("recording, sweeping and a long text", file=sys.stderr)
     found = {"threads": torch.get_num_threads(), "recording": recording(m, given.tokens),
              "sweep": sweep(m)}
     del m
     found["long"] = long(given.long)
-    words = json.dumps(found, indent=1)
-    print(words)
+    if given.all:
+        print("pages", file=sys.stderr)
+        found["goals"] = goals(found)
+    print(table(found["goals"]) if given.all else json.dumps(found, indent=1))
     if given.json:
-        given.json.write_text(words + "\n")
+        given.json.write_text(json.dumps(found, indent=1) + "\n")
 
 
 if __name__ == "__main__":

@@ -119,7 +119,7 @@ def forms(name: str) -> list[str]:
              "- the same with `pytorch_model.bin`, whole or in shards, read by a restricted child "
              "process"]
     if name in GGUF.values():
-        names = sorted(n for n, home in GGUF.items() if home == name)
+        names = sorted(n.partition(":")[0] for n, home in GGUF.items() if home == name)
         lines.append(f"- GGUF, `general.architecture` {', '.join(f'`{n}`' for n in names)}")
     if name == "llama":
         lines.append("- its first files: `params.json` beside `consolidated.00.pth` ...")

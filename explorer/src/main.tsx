@@ -2,7 +2,7 @@
 import { render } from "preact";
 import { useEffect, useRef, useState } from "preact/hooks";
 import { first } from "./examples";
-import { Oops, spoken } from "./parts/common";
+import { Oops, said, spoken } from "./parts/common";
 import { Tour, visit } from "./parts/tour";
 import { Strip } from "./parts/strip";
 import { Cross } from "./screens/cross";
@@ -16,7 +16,7 @@ import { Neurons } from "./screens/neurons";
 import { Next } from "./screens/next";
 import { Pass } from "./screens/pass";
 import { Roles } from "./screens/roles";
-import { boot, choose, chosen, current, dismiss, known, look, mainTokens, open, point, start, useShared, view } from "./state";
+import { boot, choose, chosen, current, dismiss, known, look, open, point, start, turn, useShared, view } from "./state";
 import { count, fill, type Lang, type Words } from "./words";
 
 interface Screen { id: string; title: keyof Words; what: keyof Words; draw: () => unknown; able: () => boolean }
@@ -65,7 +65,7 @@ function App() {
       else if (e.key === "[") look({ layer: Math.max(0, view.layer - 1) });
       else if (e.key === "]") look({ layer: Math.min(last, view.layer + 1) });
       else if (e.key === "a") look({ heads: null });
-      else if (/^[1-9]$/.test(e.key) && shown[Number(e.key) - 1]) look({ screen: shown[Number(e.key) - 1].id }, true);
+      else if (/^[1-9]$/.test(e.key) && shown[Number(e.key) - 1]) turn(shown[Number(e.key) - 1].id);
     };
     addEventListener("keydown", keys);
     return () => removeEventListener("keydown", keys);
@@ -75,7 +75,7 @@ function App() {
     <a class="skip" href="#picture" onClick={(e) => { e.preventDefault(); document.querySelector<HTMLElement>("main")?.focus(); }}>{w.skip}</a>
     <Top onHelp={() => setHelp(true)} />
     <nav class="menu" aria-label={w.screens}>
-      {SCREENS.filter((s) => s.able()).map((s, i) => <button key={s.id} aria-current={s === screen ? "page" : undefined} title={`${i + 1}`} onClick={() => look({ screen: s.id }, true)}>
+      {SCREENS.filter((s) => s.able()).map((s, i) => <button key={s.id} aria-current={s === screen ? "page" : undefined} title={`${i + 1}`} onClick={() => turn(s.id)}>
         <strong>{w[s.title]}</strong><small>{w[s.what]}</small></button>)}
       {chosen()?.live && <button class="learn" onClick={() => visit(0)}><strong>{w.learn}</strong><small>{w.learnWhat}</small></button>}
       <RunList />
@@ -93,9 +93,9 @@ function App() {
 function Top({ onHelp }: { onHelp: () => void }) {
   const { view, known, w } = useShared();
   const model = chosen(), models = known.models?.models ?? [];
-  const said = typeof known.run?.inputs.text === "string" ? known.run.inputs.text : spoken(mainTokens().filter((t) => !t.special).map((t) => t.s).join(""));
-  const [text, setText] = useState(said);
-  useEffect(() => setText(said), [said, view.run]);
+  const now = known.run ? said(known.run) : "";
+  const [text, setText] = useState(now);
+  useEffect(() => setText(now), [now, view.run]);
   const go = (e: Event) => { e.preventDefault(); if (text.trim()) void start({ text }); };
   return <header class="top">
     <div class="brand"><span class="logo" aria-hidden="true" /><div>{models.length > 1 ? <select aria-label={w.model_} value={model!.id} onChange={(e) => choose(e.currentTarget.value, first(view.lang))}>
@@ -134,4 +134,4 @@ function Help({ onClose }: { onClose: () => void }) {
 
 applyTheme();
 render(<App />, document.getElementById("app")!);
-void boot(first);
+void boot();

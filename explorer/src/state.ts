@@ -1,11 +1,13 @@
 // What is looked at (it lives in the URL's hash) and what is known (the model, the runs).
 import { useEffect, useReducer } from "preact/hooks";
 import { forget, json, post, Refusal } from "./api";
-import type { Card, Model, Models, Run, RunRequest, Runs, Stack, Token } from "./schema";
+import type { Card, Intervention, Model, Models, Roles, Run, RunRequest, Runs, Stack, Sweep, Token } from "./schema";
+import { first } from "./examples";
 import { words, type Lang, type Words } from "./words";
 
 export interface View {
-  screen: string; lang: Lang; theme: "auto" | "light" | "dark";
+  screen: string; part: string; // part: what a screen of several shows; "" is its first
+  lang: Lang; theme: "auto" | "light" | "dark";
   model: string; run: string; stack: string; layer: number;
   heads: number[] | null; // null: all
   q: number | null; k: number | null; // the locked query and key
@@ -18,14 +20,17 @@ export interface View {
 export interface Known {
   models: Models | null; card: Card | null; runs: Runs["runs"]; run: Run | null;
   busy: boolean; fault: Refusal | null; parents: Record<string, string>;
+  roles: Record<string, Roles>; // of a model
+  sweeps: Record<string, Sweep>; // of a run and stack: each head switched off
+  plan: Intervention[]; // changes to be tried together
 }
 
 const START: View = {
-  screen: "heads", lang: "en", theme: "auto", model: "", run: "", stack: "", layer: -1, heads: null, q: null, k: null,
+  screen: "heads", part: "", lang: "en", theme: "auto", model: "", run: "", stack: "", layer: -1, heads: null, q: null, k: null,
   mode: "lines", value: "weight", sinks: false, least: 0.02, pair: "all", tour: null,
 };
 export let view: View = { ...START };
-export const known: Known = { models: null, card: null, runs: [], run: null, busy: false, fault: null, parents: {} };
+export const known: Known = { models: null, card: null, runs: [], run: null, busy: false, fault: null, parents: {}, roles: {}, sweeps: {}, plan: [] };
 export let hover: { q: number | null; k: number | null } = { q: null, k: null };
 
 const listeners = new Set<() => void>();
@@ -53,24 +58,32 @@ export function point(q: number | null, k: number | null = null): void {
 }
 
 export function look(patch: Partial<View>, step = false): void {
-  const before = view;
   view = { ...view, ...patch };
-  const hash = written(view);
-  if (hash !== written(before)) history[step ? "pushState" : "replaceState"](null, "", hash);
+  write(step);
   tell();
 }
 
-function learn(patch: Partial<Known>): void {
+/** Puts what is looked at into the address; before there is a run it stays as it came. */
+function write(step = false): void {
+  const hash = known.run ? written(view, known.run) : location.hash;
+  if (hash !== location.hash) history[step ? "pushState" : "replaceState"](null, "", hash);
+}
+
+/** Another screen, which shows its first part. */
+export const turn = (screen: string, patch: Partial<View> = {}): void => look({ screen, part: "", ...patch }, true);
+
+export function learn(patch: Partial<Known>): void {
   Object.assign(known, patch);
   tell();
 }
 
-function written(v: View): string {
+function written(v: View, run: Run): string {
   const parts = new URLSearchParams();
   for (const [key, value] of Object.entries(v)) {
     if (value !== null && value !== START[key as keyof View]) parts.set(key, String(value));
   }
-  const text = known.run?.inputs.text;
+  if (v.q === null) parts.set("lock", "off"); // left out, a first word is locked
+  const text = run.inputs.text;
   if (typeof text === "string" && text.length <= 500) parts.set("text", text);
   return "#" + parts.toString();
 }
@@ -82,16 +95,18 @@ function readHash(): { patch: Partial<View>; text: string | null } {
     all.includes(parts.get(key) as T) ? parts.get(key) as T : other;
   const heads = parts.get("heads");
   const patch: Partial<View> = {
-    screen: parts.get("screen") ?? START.screen,
+    screen: parts.get("screen") ?? START.screen, part: parts.get("part") ?? "",
     theme: among("theme", ["auto", "light", "dark"] as const, "auto"),
     model: parts.get("model") ?? "", run: parts.get("run") ?? "", stack: parts.get("stack") ?? "", layer: whole("layer") ?? -1,
     heads: heads === null ? null : heads.split(",").filter((x) => /^\d+$/.test(x)).map(Number),
-    q: whole("q"), k: whole("k"),
+    k: whole("k"),
     mode: among("mode", ["lines", "map"] as const, "lines"),
     value: among("value", ["weight", "norm", "score"] as const, "weight"),
     sinks: parts.get("sinks") === "true", least: Number(parts.get("least") ?? START.least) || 0,
     pair: among("pair", ["all", "ab", "ba"] as const, "all"), tour: whole("tour"),
   };
+  if (parts.get("lock") === "off") patch.q = null;
+  else if (whole("q") !== null) patch.q = whole("q");
   if (parts.has("lang")) patch.lang = among("lang", ["en", "es"] as const, "en");
   return { patch, text: parts.get("text") };
 }
@@ -127,15 +142,17 @@ export const choose = (id: string, inputs: RunRequest["inputs"]): Promise<Run | 
   return start(inputs);
 };
 
-function adopt(run: Run): void {
+/** Looks at a run as `patch` says; what it does not say, or the run does not have, is chosen. */
+function adopt(run: Run, patch: Partial<View> = {}): void {
   known.run = run;
+  view = { ...view, ...patch };
   if (known.models?.models.some((m) => m.id === run.model.id)) view = { ...view, model: run.model.id };
   const stack = run.model.stacks.find((s) => s.id === view.stack) ?? run.model.stacks.find((s) => s.id === "decoder")
     ?? run.model.stacks[0];
   const count = stack?.layers.length ?? 0;
   const layer = view.layer >= 0 && view.layer < count ? view.layer : Math.floor(count / 3);
   const n = run.tokens[stack?.queries ?? "decoder"]?.length ?? 0;
-  const q = view.q !== null && view.q < n ? view.q : telling(run, run.tokens[stack?.queries ?? "decoder"] ?? []);
+  const q = patch.q === null ? null : view.q !== null && view.q < n ? view.q : telling(run, run.tokens[stack?.queries ?? "decoder"] ?? []);
   look({ run: run.run, stack: stack?.id ?? "", layer, q, k: q === null ? null : view.k });
 }
 
@@ -160,33 +177,43 @@ async function readCard(): Promise<void> {
 const list = async () => learn({ runs: (await json<Runs>("runs")).runs });
 
 /** Runs the model on inputs and looks at that run. */
-export const start = (inputs: RunRequest["inputs"], parent?: string): Promise<Run | null> => busily(async () => {
+export const start = (inputs: RunRequest["inputs"], parent?: string, patch?: Partial<View>): Promise<Run | null> => busily(async () => {
   const run = await post<Run>("runs", { model: chosen()!.id, inputs, record: { qk: true } });
   if (parent) known.parents[run.run] = parent;
   point(null);
-  look({ q: null, k: null });
-  adopt(run);
+  view = { ...view, q: null, k: null };
+  adopt(run, patch);
   await Promise.all([list(), readCard()]);
   return run;
 });
 
 /** Looks at a run that was made before; one that left memory is computed again. */
-export const open = (id: string): Promise<Run | null> => busily(async () => {
-  let run = await json<Run>(`runs/${id}`);
-  if (run.state === "evicted") {
-    run = await post<Run>(`runs/${id}/recompute`, {});
-    forget(id);
-  }
-  adopt(run);
+export const open = (id: string, patch?: Partial<View>): Promise<Run | null> => busily(async () => {
+  const run = await fetched(id);
+  adopt(run, patch);
   await Promise.all([list(), readCard()]);
   return run;
 });
+
+async function fetched(id: string): Promise<Run> {
+  const run = await json<Run>(`runs/${id}`);
+  if (run.state !== "evicted") return run;
+  forget(id);
+  return post<Run>(`runs/${id}/recompute`, {});
+}
+
+/** A run of the same model beside the one in sight, which stays: by its id, or of a new text. */
+export async function beside(asked: string | RunRequest["inputs"]): Promise<Run> {
+  const run = typeof asked === "string" ? await fetched(asked) : await post<Run>("runs", { model: known.run!.model.id, inputs: asked, record: { qk: true } });
+  await list();
+  return run;
+}
 
 export const dismiss = (): void => learn({ fault: null });
 export const blame = (error: unknown): void => { if (error instanceof Refusal) learn({ fault: error }); else throw error; };
 
 /** Reads the hash, asks for the model, and shows the hash's run, or its text, or the first example. */
-export async function boot(example: (lang: Lang) => RunRequest["inputs"]): Promise<void> {
+export async function boot(): Promise<void> {
   const { patch, text } = readHash();
   await busily(async () => {
     const models = await json<Models>("models");
@@ -195,18 +222,21 @@ export async function boot(example: (lang: Lang) => RunRequest["inputs"]): Promi
     learn({ models });
     await list();
   });
-  if (!known.models) return;
-  if (patch.run && known.runs.some((r) => r.run === patch.run)) await open(patch.run);
-  else if (chosen()!.live) await start(text ? { text } : example(view.lang));
-  else if (known.runs.length) await open(known.runs[0].run);
+  if (known.models) await restore(patch, text);
+}
+
+/** Looks at what an address says, over an open page as in a fresh one. */
+async function restore(patch: Partial<View>, text: string | null): Promise<void> {
+  const there = (id?: string) => known.runs.some((r) => r.run === id);
+  if (patch.run && !there(patch.run)) await list(); // another tab may have made it
+  if (known.run && (patch.run || known.run.run) === known.run.run && (patch.run || text === null)) adopt(known.run, { ...patch, run: known.run.run });
+  else if (there(patch.run)) await open(patch.run!, patch);
+  else if (chosen()!.live) await start(text === null ? first(view.lang) : { text }, undefined, patch);
+  else if (known.runs.length) await open(known.runs[0].run, patch);
 }
 
 window.addEventListener("popstate", () => {
   const { patch, text } = readHash();
-  const moved = patch.run && patch.run !== view.run ? patch.run : null;
-  const other = !patch.run && text !== null && text !== known.run?.inputs.text ? text : null;
-  view = { ...view, ...patch, run: view.run, layer: patch.layer! >= 0 ? patch.layer! : view.layer, stack: patch.stack || view.stack };
-  tell();
-  if (moved) void open(moved);
-  else if (other) void start({ text: other });
+  view = { ...view, model: patch.model || view.model };
+  void restore(patch, text);
 });

@@ -7,6 +7,7 @@ failed; 130: interrupted. Nothing heavy is imported before a command needs it.
 from __future__ import annotations
 
 import argparse
+import gc
 import importlib
 import os
 import sys
@@ -17,11 +18,12 @@ from mirada.errors import MiradaError
 NAMES = ("demo", "run", "chat", "next", "task", "search", "eval", "code", "look", "explore",
          "describe", "diff", "trace", "neighbors", "senses", "permute", "gradients", "verify",
          "models", "plan", "convert", "quantize", "bench", "tokenizer",
-         "train", "tune")
+         "train", "tune", "runs")
 
 
 def main(argv: list[str] | None = None) -> int:
     """Run one command; the exit code."""
+    gc.set_threshold(100_000)  # what importing torch makes stays: a tenth of it is the looking
     args = _parser().parse_args(argv)
     try:
         return args.run(args) or 0

@@ -15,7 +15,8 @@ from mirada.kernels.blocks import GGML, fitting
 from mirada.kernels.pack import pack
 from mirada.model import Model
 from mirada.models import gguf
-from mirada.models.dialects import DIALECTS, Dialect
+from mirada.models.dialect import Dialect
+from mirada.models.dialects import DIALECTS
 from mirada.weights.ggufwrite import FILE_TYPES, Entry, write
 from mirada.weights.rows import Step
 
@@ -23,7 +24,8 @@ PLAIN = {torch.float32: "F32", torch.float64: "F32", torch.float16: "F16", torch
 WIDE = ("F32", "F16", "BF16")
 TABLES = "Q6_K"  # what token tables and heads get in files of fewer bits, as in llama.cpp's own
 NO_TOKENIZER = "no_vocab"  # llama.cpp's word for a file without one
-ALWAYS_WIDE = ("position_embd.weight", gguf.FACTORS)  # llama.cpp adds them, and only to F32
+# llama.cpp adds these, and only to F32; a router's and a bias table's few numbers stay as exact
+ALWAYS_WIDE = ("position_embd", "token_types", "rope_freqs", "ffn_gate_inp", "attn_rel_b")
 
 
 def save(model: Model, paths: dict, state: dict, path, raw: dict, type: str | None = None) -> Path:
@@ -49,8 +51,8 @@ def save(model: Model, paths: dict, state: dict, path, raw: dict, type: str | No
 def dialect_of(model: Model) -> tuple[str, Dialect]:
     """The architecture's name in GGUF and what it means. Raises MiradaError where there is none."""
     for name, dialect in DIALECTS.items():
-        if dialect.head == model.architecture:
-            return name, dialect
+        if model.architecture in (dialect.head, *dialect.also):
+            return name.partition(":")[0], dialect
     raise MiradaError(f"llama.cpp has no {model.architecture}; to GGUF go "
                       f"{', '.join(d.head for d in DIALECTS.values())}")
 
@@ -68,10 +70,13 @@ def _metadata(model: Model, dialect: Dialect, name: str, raw: dict, entries: lis
         "general.file_type": FILE_TYPES[most], "general.quantization_version": 2,
         **dialect.metadata(raw, name),
     }
+    words = {"tokenizer.ggml.model": NO_TOKENIZER}
     if model.tokenizer is not None:
         from mirada.text.asgguf import metadata
-        return found | metadata(model.tokenizer, raw["vocab_size"])
-    return found | {"tokenizer.ggml.model": NO_TOKENIZER}
+        words = metadata(model.tokenizer, raw["vocab_size"])
+    if name == "bert":  # of its table of segments, though it stands among the tokenizer's keys
+        words["tokenizer.ggml.token_type_count"] = raw["type_vocab_size"]
+    return found | words
 
 
 def _entries(steps: list[Step], paths: dict, state: dict, type: str | None):
@@ -117,7 +122,7 @@ def _entry(name: str, type: str, shape: tuple[int, ...], numbers) -> Entry:
 
 
 def _type(name: str, shape: tuple[int, ...], asked: str | None, own: str) -> str:
-    if len(shape) < 2 or name in ALWAYS_WIDE:
+    if len(shape) < 2 or any(word in name for word in ALWAYS_WIDE):
         return "F32"
     type = asked or own
     table = name in ("token_embd.weight", "output.weight")

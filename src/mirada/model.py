@@ -174,7 +174,7 @@ class Model(nn.Module):
             if encoder_outputs is None:
                 encoder_outputs = self.body.encode(inputs, source)
             if decoder_input_ids is None and decoder_inputs_embeds is None:
-                decoder_input_ids = self._shifted(labels if self.generates else input_ids)
+                decoder_input_ids = self.shifted(labels if self.generates else input_ids)
             target = Inputs(decoder_input_ids, decoder_inputs_embeds)
             ctx = self._ctx(target, decoder_attention_mask, None, None, cache,
                             getattr(self.config, "target", None))
@@ -305,7 +305,8 @@ class Model(nn.Module):
             raise MiradaError(f"embeddings must be a tensor (batch, tokens, {width}); this is "
                               f"{shape}")
 
-    def _shifted(self, labels: Tensor | None) -> Tensor:
+    def shifted(self, labels: Tensor | None) -> Tensor:
+        """What an encoder-decoder's decoder reads to write labels (B, T); -100 counts as pad."""
         if labels is None:
             raise MiradaError("an encoder-decoder needs decoder_input_ids, or labels to shift")
         pad = getattr(self.config, "pad", 0)
@@ -338,6 +339,12 @@ class Model(nn.Module):
         except (IndexError, ValueError, RuntimeError, AttributeError) as error:
             shapes = ", ".join(f"{n} {tuple(getattr(t, 'shape', ()))}" for n, t in given.items())
             raise MiradaError(f"no loss can be taken of {shapes}: {error}") from error
+
+    @property
+    def adapters(self):
+        """This model's adapters: names, active, use(), using(); see mirada.edit.lowrank."""
+        from mirada.edit.lowrank import Adapters
+        return Adapters(self)
 
     def path(self) -> str:
         """What generation runs, the native runtime or torch, and why; see mirada.edit.lower."""

@@ -5,8 +5,7 @@ from __future__ import annotations
 import difflib
 import importlib
 import os
-import shutil
-import tempfile
+from contextlib import contextmanager
 from dataclasses import replace
 from pathlib import Path
 
@@ -16,13 +15,13 @@ from torch.overrides import TorchFunctionMode
 
 from mirada.core import init as initialisers
 from mirada.core.linear import KEPT, Quantized, keeps, kept, replaced
-from mirada.errors import MiradaError, UntrustedInputError, WorkFailed
+from mirada.errors import MiradaError, UntrustedInputError
 from mirada.kernels.blocks import expand
 from mirada.model import Model, Origin
-from mirada.models import ALIASES, FAMILIES, GGUF, meta
-from mirada.models.dialects import DIALECTS
+from mirada.models import ALIASES, FAMILIES, GGUF, dialects, meta
 from mirada.weights import config as configs
 from mirada.weights import joined, jsonfile, packed, tensorfile
+from mirada.weights.paths import new_folder
 from mirada.weights.rows import Plan, Step
 
 LEAST = 6  # tensors in any block's file: two norms, q k v as one, o, up, down
@@ -325,11 +324,24 @@ def _blocks(steps: list[Step], reader, paths: dict,
         if None in kinds or not step.op.rowwise or len(kinds) not in (1, len(step.ours)) or not all(
                 keeps(module) and name == "weight" for module, name, _ in sites):
             continue
-        parts = step.op.load([reader.blocks(name) for name in step.files])
+        with _alone():
+            parts = step.op.load([reader.blocks(name) for name in step.files])
         kinds = kinds * (len(parts) // len(kinds))
         stay.update({paths[ours]: (blocks, kind) for ours, blocks, kind
                      in zip(step.ours, parts, kinds, strict=True)})
     return stay
+
+
+@contextmanager
+def _alone():
+    """torch's work in here is done by one thread: to share out a matrix of small blocks takes
+    longer than to copy it, and far longer where others use the cores."""
+    before = torch.get_num_threads()
+    torch.set_num_threads(1)
+    try:
+        yield
+    finally:
+        torch.set_num_threads(before)
 
 
 def _read(step: Step, reader):
@@ -422,6 +434,15 @@ def export(model: Model) -> dict[str, Tensor]:
     return {origin.spelled.get(n, n): tensor for n, tensor in named.items()} | origin.carried
 
 
+def steps(model: Model) -> list[Step]:
+    """Which tensors of ours are which of the reference's, whose modules bear a file's names. What
+    adapters add is left out; the weights that they stand on keep their paths."""
+    fam = family(model.family)
+    paths = {n: first for n, first in held(model)[0].items() if ".adapters." not in n}
+    paths = {n.replace(".base.", "."): first.replace(".base.", ".") for n, first in paths.items()}
+    return _map(fam, model).bind(paths, model.architecture in getattr(fam, "BARE", _base(fam)))
+
+
 def _packable(step: Step, parts: list) -> str | None:
     """The block type in which projections can be saved as they are, or None."""
     types = {p.type if isinstance(p, Quantized) else None for p in parts}
@@ -469,37 +490,7 @@ def save(model: Model, path, type: str | None = None) -> Path:
         return ggufout.save(model, *held(model), target, written_config(model), type)
     if type is not None:
         raise MiradaError(f"type={type!r} is of GGUF files: let the output's name end in .gguf")
-    if os.path.lexists(target) and (not target.is_dir() or any(target.iterdir())):
-        raise MiradaError(f"{target} is there already and not an empty folder; nothing was "
-                          "written. Choose another name")
-    try:
-        target.parent.mkdir(parents=True, exist_ok=True)
-        aside = Path(tempfile.mkdtemp(prefix=f".{target.name}-", dir=target.parent))
-        try:
-            _write(model, aside)
-            for written in (*aside.rglob("*"), aside):
-                _flush(written)
-            os.rename(aside, target)  # takes the place of an empty folder
-            _flush(target.parent)
-        except BaseException:
-            shutil.rmtree(aside, ignore_errors=True)
-            raise
-    except OSError as error:
-        raise WorkFailed(f"{target} could not be written, and nothing is there: "
-                         f"{error.strerror}") from None
-    return target
-
-
-def _flush(path: Path) -> None:
-    """Onto the disk: else a power cut may leave the new name in front of empty files."""
-    descriptor = os.open(path, os.O_RDONLY)
-    try:
-        os.fsync(descriptor)
-    except OSError:  # some network file systems cannot, of a folder
-        if not path.is_dir():
-            raise
-    finally:
-        os.close(descriptor)
+    return new_folder(target, lambda folder: _write(model, folder))
 
 
 def _write(model: Model, folder: Path) -> None:
@@ -511,7 +502,6 @@ def _write(model: Model, folder: Path) -> None:
         jsonfile.write(folder / "generation_config.json", model.origin.generation)
     if model.tokenizer is not None:
         model.tokenizer.save(folder)
-    folder.chmod(0o755)
 
 
 def written_config(model: Model) -> dict:
@@ -563,16 +553,20 @@ def _load_parts(path: Path, dtype, device, ignore, architecture) -> Model:
 def _load_gguf(path: Path, dtype, device, ignore) -> Model:
     from mirada.weights.gguf import GGUF as Reader
     with Reader(path) as reader:
-        if reader.architecture not in GGUF:
+        name = dialects.find(reader)
+        if name not in GGUF:
             raise UntrustedInputError(path, "general.architecture", f"{reader.architecture!r} is "
                                       f"not one that mirada reads from GGUF: "
                                       f"{', '.join(sorted(GGUF))}")
-        fam = family(GGUF[reader.architecture])
-        dialect = DIALECTS[reader.architecture]
+        fam = family(GGUF[name])
+        dialect = dialects.DIALECTS[name]
         raw = dialect.config(reader)
         config, ignored = _config(fam, raw, path, ignore)
+        if hasattr(config, "settle"):
+            config = config.settle(reader.names())
         model = _shell(fam, config, dialect.head, reader, path)
         model.origin = Origin(str(path), raw, ignored=ignored, dialect="gguf")
         fill(model, reader, dialect.weights(config), dtype, device, ignore, str(path))
+        reader.forget()  # of q and k, whose rows were put in another order
     model.origin.carried = {}  # a folder has no place for what only GGUF names
     return model

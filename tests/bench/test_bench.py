@@ -7,7 +7,7 @@ import torch
 
 import mirada
 from mirada import cli
-from mirada.bench import engines, measure
+from mirada.bench import ask, engines, measure
 from mirada.errors import MiradaError
 
 
@@ -54,8 +54,8 @@ def test_engines_that_are_not_there(saved):
 
 
 def test_prompts_differ_by_row_and_never_by_engine():
-    assert engines.prompt(20, 1000) == engines.prompt(20, 1000) != engines.prompt(20, 1000, row=1)
-    assert all(200 <= i < 900 for i in engines.prompt(5000, 1000))
+    assert ask.prompt(20, 1000) == ask.prompt(20, 1000) != ask.prompt(20, 1000, row=1)
+    assert all(200 <= i < 900 for i in ask.prompt(5000, 1000))
 
 
 def test_the_command(saved, monkeypatch, capsys):

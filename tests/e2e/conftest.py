@@ -1,16 +1,13 @@
 """A headless Chromium, cut off from every network but one server of tiny models."""
 
 import shutil
-from pathlib import Path
 
 import pytest
 
 from serve.caller import Caller, models
 
-AXE = Path(__file__).parents[2] / "explorer" / "node_modules" / "axe-core" / "axe.min.js"
 
-
-@pytest.fixture(scope="module")
+@pytest.fixture(scope="session")
 def started(tmp_path_factory):
     caller = Caller(models(tmp_path_factory.mktemp("models")))
     yield caller
@@ -23,7 +20,7 @@ def server(started, loopback):
     return started
 
 
-@pytest.fixture(scope="module")
+@pytest.fixture(scope="session")
 def chromium():
     sync = pytest.importorskip("playwright.sync_api")
     path = shutil.which("chromium")

@@ -11,6 +11,8 @@ import torch
 import mirada
 from mirada import look
 
+from .seen import aria, held, outline, serious
+
 pytestmark = pytest.mark.e2e
 TOKENS = ["[CLS]", "El", "Ġgato", "Ġbebió", "[SEP]", "Ġtenía", "Ġsed", "[SEP]"]
 
@@ -111,6 +113,29 @@ def test_heads_layers_and_sentences_are_chosen(opened):
 
 
 @pytest.mark.scope("1.18.2")
+def test_lines_of_what_is_really_brought(opened):
+    """The mean share of each key by weight times the length of its values, beside Python's."""
+    m = mirada.build("gpt2", size="tiny", seed=3)
+    with m.record(v=True) as tape, torch.inference_mode():
+        m(input_ids=torch.randint(5, 100, (1, 8), generator=torch.Generator().manual_seed(1)))
+    page = opened(look.head_view(tape, layer=1, lang="en"))
+    query(page, 6).click()
+    plain = page.locator(".side tbody tr").all_inner_texts()
+    page.get_by_role("button", name="Weight × value").click()
+    rows = [row.split("\t") for row in page.locator(".side tbody tr").all_inner_texts()]
+    assert rows != [row.split("\t") for row in plain]
+    brought = tape.values_norm(1)[0, :, 6]
+    shares = (brought / brought.sum(-1, keepdim=True)).mean(0)
+    for _, place, said in rows:
+        assert abs(float(said.rstrip("%")) / 100 - shares[int(place)]) < 0.005
+    assert "Brought" in page.inner_text(".side") and "‖v Wₒ‖" in page.inner_text("body")
+    page.get_by_role("button", name="Weight", exact=True).click()
+    assert page.locator(".side tbody tr").all_inner_texts() == plain
+    page = opened(look.head_view(weights(), TOKENS))
+    assert page.get_by_role("button", name="Weight × value").count() == 0
+
+
+@pytest.mark.scope("1.18.2")
 def test_512_tokens_stay_usable(opened):
     page = opened(look.head_view(weights(1, 12, 512), [f"t{n}" for n in range(512)]))
     assert lines(page) == 6000 and page.evaluate("document.querySelectorAll('*').length") < 1500
@@ -191,6 +216,34 @@ def test_several_views_live_in_one_notebook(opened):
         frame.locator("html[data-ready]").wait_for(state="attached")
         assert frame.locator(found).count() > 10
     assert html.escape(frames[0].html()) in frames[0]._repr_html_()
+
+
+@pytest.fixture(scope="module")
+def tape():
+    m = mirada.build("gpt2", size="tiny", seed=3)
+    ids = torch.randint(5, 100, (1, 7), generator=torch.Generator().manual_seed(1))
+    with m.record(v=True, resid="sublayers", z=True) as tape, torch.inference_mode():
+        m(input_ids=ids)
+    return tape
+
+
+@pytest.mark.parametrize("lang", ["en", "es"])
+@pytest.mark.parametrize("name, draw", [
+    ("head_view", lambda tape, lang: look.head_view(tape, lang=lang)),
+    ("model_view", lambda tape, lang: look.model_view(tape, lang=lang)),
+    ("neuron_view", lambda tape, lang: look.neuron_view(tape, 1, 2, lang=lang)),
+    ("rollout", lambda tape, lang: look.flow(tape).html(lang)),
+    ("routes", lambda tape, lang: look.flow(tape, "routes").html(lang)),
+    ("lens", lambda tape, lang: look.lens(tape).html(lang)),
+    ("dla", lambda tape, lang: look.dla(tape).html(lang)),
+    ("next_token", lambda tape, lang: look.next_token(tape).html(lang))])
+def test_every_view_can_be_read_by_all(opened, tape, name, draw, lang):
+    page = opened(draw(tape, lang))
+    for scheme in ("light", "dark"):
+        page.emulate_media(color_scheme=scheme)
+        assert serious(page) == [], f"{name} in {lang}, {scheme}"
+    held(f"view.{name}.dom", outline(page))
+    held(f"view.{name}.aria.{lang}", aria(page))
 
 
 def test_the_other_views_draw(opened):

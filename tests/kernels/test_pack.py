@@ -14,7 +14,7 @@ from mirada.kernels.pack import PACKED, join, pack
 # root mean square error on N(0, 1) in parts of its spread: what was measured, and a tenth more
 ERRORS = {"F32": 0, "F16": 3e-4, "BF16": 2e-3, "Q8_0": 0.006, "I8": 0.0084, "Q6_K": 0.0195,
           "Q5_K": 0.040, "Q5_1": 0.042, "Q5_0": 0.047, "Q4_K": 0.079, "Q4_1": 0.087, "Q4_0": 0.095,
-          "NF4": 0.101, "FP4": 0.135}
+          "NF4": 0.101, "NF4D": 0.101, "FP4": 0.135}
 
 
 def numbers() -> torch.Tensor:
@@ -85,6 +85,21 @@ def test_books_round_to_the_nearest(type, book):
     assert book.abs().max() == 1 and len(book.unique()) >= 15
 
 
+@pytest.mark.scope("1.13.9")
+def test_double_quantization_rounds_the_scales_too():
+    """8 bits a scale in place of 32: 4.14 bits a weight of a row of 4,096, and each scale within
+    half a step of its row's 255 (2305.14314, sec. 3)."""
+    x = torch.randn(5, 4096, generator=torch.Generator().manual_seed(3))
+    one, two = pack(x, "NF4"), pack(x, "NF4D")
+    assert (one.shape[1] * 8 / 4096, two.shape[1] * 8 / 4096) == (4.5, 4.140625)
+    tops = x.view(5, 64, 64).abs().amax(2)
+    step = (tops.amax(1) - tops.amin(1)) / 255
+    found = expand(two, "NF4D").view(5, 64, 64).abs().amax(2)
+    assert ((found - tops).abs() <= step[:, None] * 0.5001).all() and not torch.equal(found, tops)
+    errors = [(expand(b, t) - x).square().mean().sqrt() for b, t in ((one, "NF4"), (two, "NF4D"))]
+    assert errors[1] < errors[0] * 1.001
+
+
 def test_the_book_of_qlora():
     """Its sixteen numbers are quantiles of N(0, 1), spread as the paper's appendix says."""
     normal = torch.distributions.Normal(0, 1)
@@ -119,4 +134,4 @@ def test_what_cannot_be_packed_is_said():
 def test_the_type_that_fits():
     assert fitting("Q4_K", 512) == "Q4_K" and fitting("Q4_K", 576) == "Q5_0"
     assert fitting("Q6_K", 96) == "Q8_0" and fitting("NF4", 96) is None
-    assert fitting("I8", 7) == "I8" and fitting("Q8_0", 33) is None
+    assert fitting("I8", 7) == "I8" and fitting("NF4D", 96) is None and fitting("Q8_0", 33) is None

@@ -7,15 +7,15 @@ output says. A head reads one place by its query, another by its keys, and write
 import torch
 import torch.nn.functional as F
 
-from mirada.core.attention import Attention
-from mirada.core.block import Block, Residual, Stack
+from mirada.core.attention import Attention, CrossAttention
+from mirada.core.block import Block, EncoderDecoder, Residual, Stack
 from mirada.core.embed import Tokens
 from mirada.core.heads import LMHead
 from mirada.core.mask import Mask
 from mirada.core.position import Learned
 from mirada.look.heads import templates
 from mirada.model import Model
-from mirada.models import gpt2
+from mirada.models import bart, gpt2
 from mirada.text import spec
 from mirada.text.tokenizer import Tokenizer
 
@@ -144,5 +144,55 @@ def build(seed: int = 0) -> Model:
     config = gpt2.Config(vocab=len(words), context=CONTEXT, d=d, layers=2, heads=HEADS)
     model = Model("gpt2", config, body, LMHead(d, len(words)), "GPT2LMHeadModel")
     model.head.out.weight.data.zero_()[:, where["said"]] = 2 * codes
+    model.tokenizer = tokenizer(words)
+    return model.eval()
+
+
+TRANSLATES = 1  # head of the cross-attention
+
+
+def translator(seed: int = 0) -> Model:
+    """An encoder-decoder of a layer each. Of its cross-attention head 1 looks at the word that it
+    translates, the nearest where there are several; head 2 at the word of the same place; the other
+    six are noise."""
+    draw, pairs, room = torch.Generator().manual_seed(seed), templates.pairs(400), 32
+    spoken = {w.lower() for pair in pairs for s in pair for w in s.words}
+    words = ["[UNK]", "[S]", *sorted(spoken)]
+    at = {w: n for n, w in enumerate(words)}
+    codes = F.normalize(torch.randn(len(words), CODE, generator=draw), dim=-1)
+    for source, target in pairs:
+        for name in target.names.keys() & source.names.keys():
+            said, meant = target.words[target.names[name]], source.words[source.names[name]]
+            codes[at[said.lower()]] = codes[at[meant.lower()]]
+    d, K = 2 * CODE + room, CODE + room
+    code, place, out = torch.eye(d).split([CODE, room, CODE])
+    cross = CrossAttention(d, HEADS, head_dim=K, scale=1.0)
+    blank = [Attention(d, HEADS, mask=Mask(causal=True)), Attention(d, HEADS)]
+    for a in (cross, *blank):
+        for p in a.parameters():
+            p.data = torch.zeros_like(p)
+
+    def head(h: int, q, k) -> None:
+        rows = slice(h * K, (h + 1) * K)
+        cross.q.weight.data[rows], cross.k.weight.data[rows] = q, k
+        cross.v.weight.data[rows][:CODE] = code
+        turn = torch.randn(CODE, CODE, generator=draw) / CODE**0.5
+        cross.o.weight.data[:, rows][:, :CODE] = 3 * out.T @ turn
+
+    here = torch.arange(room)
+    apart = -(here[:, None] - (here - 1)).abs().float()  # the decoder begins with a token more
+    head(TRANSLATES, torch.cat([SHARP * code, place]), torch.cat([code, apart.T @ place]))
+    head(2, torch.cat([0 * code, SHARP * place]), torch.cat([0 * code, apart.T @ place]))
+    for h in {*range(HEADS)} - {TRANSLATES, 2}:
+        head(h, *(torch.randn(K, d, generator=draw) * 0.3 for _ in range(2)))
+    embed = Tokens(len(words), d, positions=Learned(room, d))
+    embed.token.weight.data = codes @ code
+    embed.position.weight.data = place.clone()
+    body = EncoderDecoder(
+        Stack(embed, [Block(attn=Residual(blank[1]))]),
+        Stack(embed, [Block(attn=Residual(blank[0]), cross=Residual(cross))]))
+    config = bart.Config(vocab=len(words), context=room, d=d, start=at["[S]"])
+    model = Model("bart", config, body, LMHead(d, len(words)), "BartForConditionalGeneration")
+    model.head.out.weight.data = 2 * codes @ out
     model.tokenizer = tokenizer(words)
     return model.eval()

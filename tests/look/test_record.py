@@ -333,3 +333,24 @@ def test_where_no_matrix_exists_the_implied_one_is_shown():
     assert (tape.pattern(1, [2, 1], rows=[4]) - weights[:, [2, 1], 4:5]).abs().max() < 1e-13
     assert ((tape.pattern(1) @ tape.values(1)).transpose(1, 2) - tape.z(1)).abs().max() < 1e-13
     assert tape.error(0) < 1e-13 and tape.error(1) != tape.error(1)  # not checked, and it says so
+
+
+def test_a_compiled_model_runs_eagerly_where_it_is_looked_at():
+    """Its graphs would pass every boundary by; they stay, and run again afterwards."""
+    from torch._dynamo.utils import counters
+    m, ids = mirada.build("gpt2", size="tiny", seed=1), torch.arange(5, 15)[None]
+    compiled = torch.compile(m, backend="eager")
+    change = {"site": "head_out", "layer": 0, "heads": [1], "op": "zero"}
+    with torch.no_grad():
+        before, graphs = compiled(input_ids=ids)["logits"], counters["stats"]["unique_graphs"]
+        with m.record() as tape:
+            recorded = compiled(input_ids=ids)["logits"]
+        with m.record() as own:
+            assert torch.equal(recorded, m(input_ids=ids)["logits"])
+        assert torch.equal(tape.pattern(1), own.pattern(1))
+        with m.intervene(change):
+            changed = compiled(input_ids=ids)["logits"]
+            assert torch.equal(changed, m(input_ids=ids)["logits"])
+        assert not torch.equal(changed, recorded)
+        assert torch.equal(compiled(input_ids=ids)["logits"], before)
+    assert counters["stats"]["unique_graphs"] == graphs > 0

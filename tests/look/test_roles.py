@@ -1,6 +1,7 @@
 """Head roles: models whose heads were planted by hand, and small ones that learned them."""
 
 import csv
+import dataclasses
 import json
 
 import pytest
@@ -9,11 +10,22 @@ import torch
 import mirada
 from look import planted
 from mirada.cli import main
+from mirada.core.attention import Attention
+from mirada.core.bias import Buckets
+from mirada.core.block import Block, Residual, Stack
+from mirada.core.embed import Tokens
+from mirada.core.heads import LMHead
+from mirada.core.mask import Mask
+from mirada.core.norm import LayerNorm
 from mirada.errors import MiradaError, UntrustedInputError
 from mirada.look.heads import probes, scores, templates
 from mirada.look.heads.claims import Example, claim, variants
 from mirada.look.heads.report import roles
 from mirada.look.heads.verdicts import judged
+from mirada.model import Model
+from mirada.models import gpt2
+from mirada.train.loop import Plan, fit
+from mirada.train.optim import Recipe
 
 KINDS = set(planted.PLANTED.values())
 
@@ -55,6 +67,52 @@ def test_planted_heads_of_other_seeds(seed):
     assert found(roles(planted.build(seed), "es", rows=12, count=130)) == as_planted()
 
 
+def test_a_head_that_brings_nothing_is_dead_and_a_sharp_one_is_sure(report):
+    """The decoy alone writes nothing; by hand from the pattern, and from what each head adds."""
+    dead = [at[1:] for at, f in report.figures.items() if f.dead]
+    assert dead == [planted.DECOY] and report.figures["decoder", *planted.DECOY].share == 0
+    m = planted.build(0)
+    probe = probes.passages(m, [s.text for s in templates.sentences("es", 130)], 12)
+    with torch.no_grad(), m.record() as tape:
+        m(**probe.batch)
+    sure = tape.pattern(0, 0).amax(-1).mean().item()
+    assert report.figures["decoder", 0, 0].confidence == pytest.approx(sure, abs=1e-4) and sure > .9
+    moved = []
+    for h in range(planted.HEADS):
+        kept = [n for n in range(planted.HEADS) if n != h]
+        with torch.no_grad(), m.record(resid="sublayers") as tape, m.intervene(
+                {"site": "head_out", "layer": 0, "heads": kept, "op": "zero"}):
+            m(**probe.batch)
+        moved.append(tape.added(0, "attn").norm(dim=-1))
+    share = (moved[2] / sum(moved)).nan_to_num() * planted.HEADS  # a separator brings nothing
+    assert report.figures["decoder", 0, 2].share == pytest.approx(share.mean().item(), abs=1e-4)
+    row = next(r for r in report.data()["roles"] if r["role"] == "previous")
+    assert row["confidence"] == report.figures["decoder", 0, 0].confidence
+    assert "1 cabezas no aportan casi nada al flujo: decoder 1.3" in str(report)
+
+
+def test_a_translators_head_is_aligned():
+    """The head that looks at the word it translates; not the one that looks at the same place."""
+    m = planted.translator()
+    found = roles(m, "en", only="alignment", rows=60)
+    assert [(v.score.at, v.verdict) for v in found.verdicts] == [
+        (("cross", 0, planted.TRANSLATES), "verified")]
+    best = found.verdicts[0].score
+    by_place = next(s for s in found.scores if s.at == ("cross", 0, 2))
+    assert best.value > 0.95 and best.baseline < 0.85
+    assert by_place.value == pytest.approx(best.baseline, abs=0.02)
+    rows = slice(96 * planted.TRANSLATES, 96 * (planted.TRANSLATES + 1))
+    m.body.decoder.blocks[0].cross.f.o.weight.data[:, rows] = 0
+    again = roles(m, "en", only="alignment", rows=60)
+    assert [v.verdict for v in again.verdicts] == ["pattern only"]
+
+
+def test_a_table_with_more_rows_than_words_is_probed_within_them():
+    m = planted.build(0)
+    m.config = dataclasses.replace(m.config, vocab=m.config.vocab + 400)
+    assert probes.repeats(m, 8).ids.max() < m.tokenizer.size
+
+
 def test_without_its_work_a_head_is_no_longer_verified():
     """Negative control: the same patterns, and nothing written by any planted head."""
     m = planted.build(0)
@@ -76,6 +134,70 @@ def test_report_says_it_in_words_table_and_picture(report, tmp_path):
     assert report.head(1, 0)[0].role == "induction"
     with pytest.raises(MiradaError, match="ending in"):
         report.save(tmp_path / "roles.txt")
+
+
+class Copies:
+    """Random tokens, stretches of which are said again later: only what followed the same token
+    before foretells those, for no distance does. `few` is the price of a head: its output's length
+    to the half, which a model saves by giving a work to one head rather than to all."""
+
+    count, vocab, length, few = 1 << 20, 32, 40, 0.1
+
+    def sample(self, index, draw):
+        row = [draw.randrange(self.vocab) for _ in range(8)]
+        labels = [-100] * 8
+        while len(row) < self.length:
+            many = draw.randrange(4, 12)
+            begin = draw.randrange(max(1, len(row) - many))
+            again = row[begin : begin + many]
+            new = [draw.randrange(self.vocab) for _ in range(draw.randrange(8))]
+            row, labels = row + again + new, labels + [-100, *again[1:]] + [-100] * len(new)
+        return row[: self.length], labels[: self.length]
+
+    def batch(self, samples):
+        return {"input_ids": torch.tensor([row for row, _ in samples]),
+                "labels": torch.tensor([labels for _, labels in samples])}
+
+    def weight(self, batch):
+        return float(len(batch["input_ids"]))
+
+    def loss(self, model, batch):
+        price = sum((block.attn.f.o.weight.unflatten(1, (4, -1)).square().sum((0, 2)) + 1e-4)
+                    .pow(0.25).sum() for block in model.body.blocks)
+        return (model(**batch).loss + self.few * price) * len(batch["input_ids"]), {}
+
+
+def trained(layers: int, steps: int):
+    """An attention-only model of four heads a layer, which are told distances, that learned to say
+    again what it has read."""
+    d, heads, V = 64, 4, Copies.vocab
+    torch.manual_seed(0)
+    attentions = [Attention(d, heads, bias="", mask=Mask(causal=True),
+                            score_bias=Buckets(heads, 16, 32, both_ways=False))
+                  for _ in range(layers)]
+    body = Stack(Tokens(V, d), [Block(attn=Residual(a, pre=LayerNorm(d))) for a in attentions],
+                 LayerNorm(d))
+    config = gpt2.Config(vocab=V, context=Copies.length, d=d, layers=layers, heads=heads)
+    m = Model("gpt2", config, body, LMHead(d, V), "GPT2LMHeadModel")
+    for p in m.parameters():
+        if p.ndim > 1:
+            torch.nn.init.normal_(p, std=0.02)
+    fit(m.train(), Copies(), Plan(steps, batch=24, dtype="float32"), Recipe(rate=5e-3, warmup=50))
+    return m.eval()
+
+
+@pytest.mark.slow
+@pytest.mark.scope("1.1.11")
+def test_a_trained_model_has_an_induction_head_and_the_head_that_feeds_it():
+    """One head of each kind carries the work, and both are verified; one layer cannot have them."""
+    two = roles(trained(2, 900), only=("induction", "previous"), rows=50)
+    verified = {v.score.role: v for v in sorted(two.verdicts, key=lambda v: v.effect)
+                if v.verdict == "verified"}  # of each role the one of the greatest effect
+    induction, feeder = verified["induction"], verified["previous"]
+    assert induction.score.layer == 1 and induction.effect > 3  # nats; chance is 3.5
+    assert feeder.score.layer == 0 and feeder.effect > 0.5  # of the weight of what they look for
+    one = roles(trained(1, 450), only=("induction", "previous"), rows=50)
+    assert not [v for v in one.verdicts if v.score.role == "induction"]
 
 
 def test_the_grammar_gives_gold_links():

@@ -7,6 +7,7 @@ import random
 import resource
 import shutil
 import signal
+import stat
 from functools import partial
 
 import pytest
@@ -40,14 +41,14 @@ def stood(folder, steps=(1, 2)):
 
 
 CALLS = ["os.mkdir", "checkpoint.save_file", "pathlib.Path.write_text", "os.fsync", "os.rename",
-         "checkpoint.shutil.rmtree"]
+         "os.unlink", "os.rmdir"]
 
 
 def wrapped(patch, around):
     """Each call that writes is made through around(name, call, *args)."""
-    homes = {"os": os, "checkpoint": checkpoint, "shutil": shutil}
+    homes = {"os": os, "checkpoint": checkpoint}
     for path in CALLS[:2] + CALLS[3:]:
-        *_, home, name = path.split(".")
+        home, name = path.split(".")
         patch(homes[home], name, partial(around, name, getattr(homes[home], name)))
     patch(checkpoint.Path, "write_text",
           lambda self, text, _old=checkpoint.Path.write_text: around(
@@ -92,69 +93,189 @@ def test_killed_at_every_call(tmp_path):
     calls = count_calls(tmp_path / "count")
     assert set(calls) == {path.rpartition(".")[2] for path in CALLS}
     renamed = calls.index("rename")
-    for at in range(1, len(calls)):  # the first finds its folder there already
+    points = [(at, behind) for at in range(len(calls)) for behind in (False, True)]
+    for at, behind in points[::4]:  # each in a process of its own; all of them: see below
+        folder = stood(tmp_path / f"{at}-{behind}")
+        child = kills.process(dies, folder, at, behind)
+        child.join()
+        assert child.exitcode == -signal.SIGKILL
+        found = checkpoint.newest(folder, say=pytest.fail)
+        assert whole(found, 3 if (at, behind) >= (renamed, True) else 2)
+        assert all(checkpoint.NAME.fullmatch(p.name) for p in folder.iterdir())
+
+
+class Dead(BaseException):
+    """What nothing in the writer catches: from there on it does not run."""
+
+
+SITUATIONS = {  # what stands, what is written, how many are kept
+    "another": ((1, 2), 3, 2), "the first": ((), 3, 2), "this step again": ((1, 2), 2, 1),
+    "the only one again": ((2,), 2, 1)}
+
+
+@pytest.mark.parametrize("situation", SITUATIONS)
+def test_dead_before_and_behind_every_call(situation, tmp_path):
+    stands, step, keep = SITUATIONS[situation]
+    points = 0
+    for at in range(100):
         for behind in (False, True):
-            folder = stood(tmp_path / f"{at}-{behind}")
-            child = kills.process(dies, folder, at, behind)
-            child.join()
-            assert child.exitcode == -signal.SIGKILL
+            folder, calls = stood(tmp_path / f"{at}-{behind}", stands), []
+
+            def around(name, call, *args, calls=calls, at=at, behind=behind, **more):
+                calls.append(name)
+                if len(calls) == at + 1 and not behind:
+                    raise Dead
+                done = call(*args, **more)
+                if len(calls) == at + 1:
+                    raise Dead
+                return done
+
+            try:
+                with pytest.MonkeyPatch.context() as patch:
+                    wrapped(patch.setattr, around)
+                    checkpoint.write(folder, made(step), keep)
+            except Dead:
+                points += 1
+            else:
+                assert at == len(calls) and points >= 28
+                return
             found = checkpoint.newest(folder, say=pytest.fail)
-            assert whole(found, 3 if (at, behind) >= (renamed, True) else 2)
-            assert not list(folder.glob(".tmp-*"))
+            if found is None:  # nothing stood, and the name was not given yet
+                assert not stands and "rename" not in calls[: len(calls) - (not behind)]
+            else:
+                assert whole(found, found.step) and found.step >= max(stands, default=0)
+            checkpoint.write(folder, made(9), keep)
+            assert whole(checkpoint.newest(folder, say=pytest.fail), 9)
+            assert all(checkpoint.NAME.fullmatch(p.name) for p in folder.iterdir())
 
 
-def test_power_cut_at_every_call(tmp_path):
-    """What was not forced onto the disk may be there, be half there, or not be there: every state
-    that a cut behind any call can leave must hold one of the two checkpoints, whole."""
-    folder, states = stood(tmp_path / "live"), []
-    forced = {p.stat().st_ino for p in folder.rglob("*")}
-    busy: list[bool] = []
+class Disk:
+    """What a disk holds of a folder while a program writes to it, in the hardest reading of POSIX:
+    a file's content is there once the file was forced, a name once its folder was; until then
+    either may be there or not, whatever came later. A rename is one change, done or not."""
+
+    def __init__(self, root):
+        self.root, self.handles = root, {}
+        self.names = self.seen()  # (folder's inode, name) -> inode, as the program sees it
+        self.held = dict(self.names)  # as the disk has it for certain
+        self.content = {i: self.read(i) for i in self.handles}  # forced; None: a folder
+        self.pending: list[tuple[int, dict]] = []  # (folder's inode, what a change does to names)
+
+    def seen(self):
+        found = {}
+        for path in sorted(self.root.rglob("*")):
+            inode = path.stat().st_ino
+            if inode not in self.handles:  # held open, so that no other file is given its number
+                self.handles[inode] = os.open(path, os.O_RDONLY)
+            found[path.parent.stat().st_ino, path.name] = inode
+        return found
+
+    def read(self, inode):
+        if stat.S_ISDIR(os.fstat(self.handles[inode]).st_mode):
+            return None
+        return os.pread(self.handles[inode], 1 << 20, 0)
+
+    def changed(self, name, args):
+        """A call was made: remember what it may have left undone."""
+        now = self.seen()
+        changes = {key: now.get(key) for key in self.names.keys() | now.keys()
+                   if self.names.get(key) != now.get(key)}
+        self.names = now
+        if name == "rename":
+            self.pending.append((next(iter(changes))[0], changes))
+        else:
+            self.pending += [(key[0], {key: to}) for key, to in sorted(changes.items())]
+        if name == "fsync":
+            inode = os.fstat(args[0]).st_ino
+            self.content[inode] = self.read(inode) if inode in self.handles else None
+            for folder, changes in self.pending:
+                if folder == inode:
+                    self.held |= changes
+            self.pending = [(f, c) for f, c in self.pending if f != inode]
+
+    def states(self):
+        """Name trees that a cut may leave: of the changes, none, the first n, one alone, all but
+        one; and with each, what became of content that was not forced."""
+        all_of = range(len(self.pending))
+        for chosen in {frozenset(c) for c in (
+                *(all_of[:n] for n in range(len(self.pending) + 1)), *([n] for n in all_of),
+                *([m for m in all_of if m != n] for n in all_of))}:
+            names = dict(self.held)
+            for n in sorted(chosen):
+                names |= self.pending[n][1]
+            for loss in ("none", "empty", "half", "zeros"):
+                yield self.tree(names, os.stat(self.root).st_ino, loss)
+
+    def tree(self, names, folder, loss):
+        """name -> bytes or a tree, hashable."""
+        inside = []
+        for (parent, name), inode in sorted(names.items(), key=lambda x: (x[0], x[1] or 0)):
+            if parent != folder or inode is None:
+                continue
+            content = self.read(inode)
+            if content is None:
+                inside.append((name, self.tree(names, inode, loss)))
+                continue
+            kept = {"none": content, "empty": b"", "half": content[: len(content) // 2],
+                    "zeros": bytes(len(content))}[loss]
+            inside.append((name, self.content.get(inode, kept)))
+        return tuple(inside)
+
+
+def laid(folder, tree):
+    folder.mkdir()
+    for name, content in tree:
+        if isinstance(content, tuple):
+            laid(folder / name, content)
+        else:
+            (folder / name).write_bytes(content)
+
+
+@pytest.mark.parametrize("situation", SITUATIONS)
+def test_power_cut_at_every_call(situation, tmp_path):
+    """Every state that a cut behind any call can leave holds a whole checkpoint, none older than
+    the one that stood; and once `write` is back, the new one."""
+    stands, step, keep = SITUATIONS[situation]
+    root = tmp_path / "run"
+    root.mkdir()
+    if stands:
+        stood(root / "checkpoints", stands)
+    disk, states, busy = Disk(root), [], []
 
     def around(name, call, *args, **more):
-        if busy:  # the copy of a state is no call of its own
-            return call(*args, **more)
         done = call(*args, **more)
-        if name == "fsync":
-            forced.add(os.fstat(args[0]).st_ino)
-        busy.append(True)
-        state = tmp_path / f"{len(states)}-{name}"
-        shutil.copytree(folder, state)
-        busy.clear()
-        loose = [p.relative_to(folder) for p in folder.rglob("*")
-                 if p.is_file() and p.stat().st_ino not in forced]
-        states.append((state, loose))
+        if not busy:
+            busy.append(1)
+            disk.changed(name, args)
+            states.append(set(disk.states()))
+            busy.clear()
         return done
 
     with pytest.MonkeyPatch.context() as patch:
         wrapped(patch.setattr, around)
-        checkpoint.write(folder, made(3))
-    assert len(states) > 12 and any(loose for _, loose in states)
-    for state, loose in states:
-        for loss in ("none", "empty", "half", "zeros", "gone"):
-            cut = tmp_path / "cut"
-            shutil.rmtree(cut, ignore_errors=True)
-            shutil.copytree(state, cut)
-            for path in loose:
-                _lose(cut / path, loss)
-            found = checkpoint.newest(cut, say=lambda text: None)
-            assert found is not None and (whole(found, 2) or whole(found, 3)), (state, loss)
-
-
-def _lose(file, loss):
-    size = file.stat().st_size
-    if loss == "gone":
-        file.unlink()
-    elif loss in ("empty", "half"):
-        os.truncate(file, 0 if loss == "empty" else size // 2)
-    elif loss == "zeros":
-        file.write_bytes(bytes(size))
+        checkpoint.write(root / "checkpoints", made(step), keep)
+    every = set().union(*states)
+    assert len(every) > 40
+    for number, state in enumerate(every):
+        cut = tmp_path / str(number)
+        laid(cut, state)
+        found = checkpoint.newest(cut / "checkpoints", say=lambda text: None)
+        if found is None:
+            assert not stands and state not in states[-1]
+        else:
+            assert whole(found, found.step) and found.step >= max(stands, default=step)
+            assert found.step == step or state not in states[-1]
+        shutil.rmtree(cut)
+    for handle in disk.handles.values():
+        os.close(handle)
 
 
 def test_files_are_forced_onto_the_disk_before_the_name_is_theirs(tmp_path):
     calls = count_calls(tmp_path / "x")
     named = calls.index("rename")
     assert calls[:named].count("fsync") == 5  # 2 of tensors, state, manifest; their folder
-    assert calls[named + 1] == "fsync" and calls[-1] == "rmtree"  # the old goes last
+    assert calls[named + 1 : named + 3] == ["fsync", "rename"]  # of the folder; then the old goes
+    assert calls[-1] == "rmdir"
 
 
 @pytest.mark.parametrize("share", range(20))
@@ -175,7 +296,7 @@ def test_a_file_may_grow_no_further(share, tmp_path):
 @pytest.mark.parametrize("code", [errno.ENOSPC, errno.EDQUOT, errno.EIO])
 def test_the_disk_fails_at_every_call(code, tmp_path):
     calls = count_calls(tmp_path / "count")
-    for at in range(1, calls.index("rename") + 1):  # the first finds its folder there already
+    for at in range(calls.index("rename") + 1):
         folder, seen = stood(tmp_path / str(at)), []
 
         def around(name, call, *args, seen=seen, at=at, **more):
@@ -214,13 +335,13 @@ def test_every_flipped_bit_and_every_cut_is_found(tmp_path):
     two = stood(tmp_path / "good") / "step-00000002"
     files = sorted(two.iterdir())
     content = {file: file.read_bytes() for file in files}
-    for number in range(200 + 50):
+    for number in range(500 + 100):
         file = draw.choice(files)
         at = draw.randrange(len(content[file]))
         bent = bytearray(content[file])
-        if number < 200:
+        if number < 500:
             bent[at] ^= 1 << draw.randrange(8)
-        file.write_bytes(bent if number < 200 else bent[:at])
+        file.write_bytes(bent if number < 500 else bent[:at])
         with pytest.raises(UntrustedInputError) as raised:
             checkpoint.read(two)
         assert str(two) in str(raised.value)

@@ -133,7 +133,7 @@ def test_a_full_disk_stops_or_is_survived(tmp_path, monkeypatch, capsys):
 
     model = small()
     with monkeypatch.context() as patch:
-        patch.setattr(checkpoint, "_sync", full)
+        patch.setattr(checkpoint, "forced", full)
         with pytest.raises(WorkFailed, match="step 4 could not be written: No space left"):
             fit(small(), Words(), PLAN, RECIPE, out=str(tmp_path / "stop"))
         fit(model, Words(), replace(PLAN, full="warn"), RECIPE, out=str(tmp_path / "warn"))

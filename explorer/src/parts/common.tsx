@@ -2,8 +2,9 @@
 import type { CanvasHTMLAttributes, ComponentChildren } from "preact";
 import { useEffect, useLayoutEffect, useRef, useState } from "preact/hooks";
 import { Refusal } from "../api";
-import type { Token } from "../schema";
-import { known, look, useShared } from "../state";
+import type { Run, Token } from "../schema";
+import { paintedBy, png, svg } from "./picture";
+import { known, look, turn, useShared } from "../state";
 import { fill, type Words } from "../words";
 
 export interface Asked<T> { value: T | null; fault: Refusal | null; loading: boolean }
@@ -62,6 +63,7 @@ export function Canvas({ width, height, label, draw, deps, ...rest }: CanvasProp
     ctx.setTransform(scale, 0, 0, scale, 0, 0);
     ctx.clearRect(0, 0, width, height);
     draw(ctx);
+    paintedBy(canvas, draw);
   }, [width, height, view.theme, document.documentElement.dataset.theme, ...deps]);
   return <canvas ref={ref} {...rest} role={label ? "img" : undefined} aria-label={label} aria-hidden={label ? undefined : true} />;
 }
@@ -156,7 +158,7 @@ export function Honest({ test }: { test?: boolean }) {
           {w.selfcheck}: {n.selfcheck.toExponential(1)}</span>}</p>}
       {known.run?.hidden.notes.map((note) => <p key={note}>{note}</p>)}
     </details>
-    {test && known.run?.caps.includes("causal") && <button onClick={() => look({ screen: "lab" }, true)}>{view.heads?.length === 1 ? w.testHead : w.lab} →</button>}
+    {test && known.run?.caps.includes("causal") && <button onClick={() => turn("lab")}>{view.heads?.length === 1 ? w.testHead : w.lab} →</button>}
   </section>;
 }
 
@@ -172,34 +174,25 @@ export function save(name: string, content: Blob | string): void {
 export const csv = (rows: (string | number)[][]): string =>
   rows.map((row) => row.map((x) => typeof x === "string" ? `"${x.replace(/"/g, '""')}"` : x).join(",")).join("\n") + "\n";
 
-/** Saves the picture of the screen (its visible canvases on paper) or its numbers. */
+/** Saves the picture of the screen, as pixels or as lines, or its numbers. */
 export function Exports({ name, rows }: { name: string; rows?: () => (string | number)[][] }) {
-  const { w } = useShared();
-  const picture = () => {
-    const all = [...document.querySelectorAll<HTMLCanvasElement>("#picture canvas")];
-    if (!all.length) return;
-    const boxes = all.map((c) => c.getBoundingClientRect());
-    const x = Math.min(...boxes.map((b) => b.left)), y = Math.min(...boxes.map((b) => b.top));
-    const out = document.createElement("canvas");
-    out.width = (Math.max(...boxes.map((b) => b.right)) - x) * 2;
-    out.height = (Math.max(...boxes.map((b) => b.bottom)) - y) * 2;
-    const ctx = out.getContext("2d")!;
-    ctx.fillStyle = getComputedStyle(document.body).backgroundColor;
-    ctx.fillRect(0, 0, out.width, out.height);
-    ctx.scale(2, 2);
-    all.forEach((c, i) => ctx.drawImage(c, boxes[i].left - x, boxes[i].top - y, boxes[i].width, boxes[i].height));
-    ctx.fillStyle = getComputedStyle(document.body).color;
-    ctx.font = "13px system-ui, sans-serif";
-    for (const el of document.querySelectorAll<HTMLElement>("#picture [data-ink]")) {
-      const b = el.getBoundingClientRect();
-      ctx.textAlign = el.dataset.ink === "right" ? "right" : "left";
-      ctx.fillText(el.textContent ?? "", (el.dataset.ink === "right" ? b.right - 6 : b.left + 6) - x, b.top - y + b.height / 2 + 4);
-    }
-    out.toBlob((blob) => blob && save(`${name}.png`, blob));
+  const { view, known, w } = useShared();
+  const [fault, set] = useState(false);
+  const run = known.run!;
+  const caption = () => [run.model.name, JSON.stringify(said(run)), `${w.layer.toLowerCase()} ${view.layer}`, run.numerics.dtype, "mirada"].join(" · ");
+  const keep = async (kind: "png" | "svg") => {
+    const root = document.getElementById("picture")!;
+    const blob = kind === "svg" ? svg(root, caption()) : await png(root, caption());
+    set(!blob); // a browser refuses pictures beyond some 16,000 pixels a side
+    if (blob) save(`${name}.${kind}`, blob);
   };
-  return <div class="exports"><span>{w.export}</span><button class="small" onClick={picture}>PNG</button>
-    {rows && <button class="small" onClick={() => save(`${name}.csv`, csv(rows()))}>{w.csv}</button>}</div>;
+  return <div class="exports"><span>{w.export}</span><button class="small" onClick={() => keep("png")}>PNG</button><button class="small" onClick={() => keep("svg")}>SVG</button>
+    {rows && <button class="small" onClick={() => save(`${name}.csv`, csv(rows()))}>{w.csv}</button>}{fault && <span class="bad" role="alert">{w.tooBig}: SVG</span>}</div>;
 }
+
+/** A run's text: as it was written, or its tokens in a row. */
+export const said = (run: Run): string => typeof run.inputs.text === "string" ? run.inputs.text
+  : spoken((run.tokens.encoder ?? run.tokens.decoder ?? []).filter((t) => !t.special).map((t) => t.s).join(""));
 
 /** What brings a run's tape in Python; every snippet begins with it. */
 export const base = (): string => known.run?.snippet ?? "";

@@ -1,4 +1,4 @@
-// The guided tour: ten cards over the live page, on the guides' sentences.
+// The guided tour: fourteen cards over the live page, on the guides' sentences.
 import { useEffect } from "preact/hooks";
 import { EXAMPLES } from "../examples";
 import { chosen, known, look, start, useShared, view, type View } from "../state";
@@ -8,21 +8,25 @@ interface Step { title: keyof Words; body: keyof Words; view: Partial<View>; tex
 const STEPS: Step[] = [
   { title: "t1", body: "t1b", view: { screen: "heads", mode: "lines", heads: null }, text: (lang) => EXAMPLES[lang][0] },
   { title: "t2", body: "t2b", view: { screen: "input" } },
-  { title: "t3", body: "t3b", view: { screen: "heads", mode: "lines", heads: [1] } },
-  { title: "t4", body: "t4b", view: { screen: "heads", mode: "map", heads: [1] } },
-  { title: "t5", body: "t5b", view: { screen: "model", mode: "lines" } },
-  { title: "t6", body: "t6b", view: { screen: "heads", mode: "map", heads: [0] }, text: () => "Pizza eats Diego" },
-  { title: "t7", body: "t7b", view: { screen: "heads", mode: "lines", heads: null }, text: (lang) => EXAMPLES[lang][1] },
-  { title: "t8", body: "t8b", view: { screen: "next" } },
-  { title: "t9", body: "t9b", view: { screen: "lab" } },
-  { title: "t10", body: "t10b", view: { screen: "heads", heads: null, mode: "lines" } },
+  { title: "t3", body: "t3b", view: { screen: "pass" } },
+  { title: "t4", body: "t4b", view: { screen: "heads", mode: "lines", heads: [1] } },
+  { title: "t5", body: "t5b", view: { screen: "heads", mode: "map", heads: [1] } },
+  { title: "t6", body: "t6b", view: { screen: "neurons", heads: [1] } },
+  { title: "t7", body: "t7b", view: { screen: "model", mode: "lines" } },
+  { title: "t8", body: "t8b", view: { screen: "heads", mode: "map", heads: [0] }, text: () => "Pizza eats Diego" },
+  { title: "t9", body: "t9b", view: { screen: "heads", mode: "lines", heads: null }, text: (lang) => EXAMPLES[lang][1] },
+  { title: "t10", body: "t10b", view: { screen: "flow" } },
+  { title: "t11", body: "t11b", view: { screen: "next" } },
+  { title: "t12", body: "t12b", view: { screen: "roles" } },
+  { title: "t13", body: "t13b", view: { screen: "lab" } },
+  { title: "t14", body: "t14b", view: { screen: "heads", heads: null, mode: "lines" } },
 ];
 
 /** Goes to a card: shows its screen, and runs its sentence where another one is in sight. */
 export async function visit(at: number): Promise<void> {
   const step = STEPS[at];
   const text = step.text?.(view.lang);
-  look({ tour: at, ...step.view }, true);
+  look({ tour: at, part: "", ...step.view }, true);
   if (text && known.run?.inputs.text !== text && chosen()?.live) await start({ text });
 }
 

@@ -3,11 +3,13 @@ import { tensors } from "../api";
 import { ink } from "../draw/colours";
 import { image, place } from "../draw/heatmap";
 import { base, Canvas, Exports, Honest, LayerSlider, Piece, plain, Side, Slider, Snippet, useAsked, useSize, Waiting } from "../parts/common";
-import { known, look, shownHeads, stackOf, useShared } from "../state";
+import { known, look, shownHeads, start, stackOf, useShared } from "../state";
 import { ROOT } from "../tensors";
 import { fill, percent } from "../words";
 import { HeadChips } from "./heads";
 import { useEffect } from "preact/hooks";
+
+const WRITTEN = 24; // tokens the model writes when asked
 
 export function Cross() {
   const { view, w } = useShared();
@@ -27,7 +29,8 @@ export function Cross() {
   return <>
     <section class="work" id="picture" >
       <div class="bar"><LayerSlider /><HeadChips /></div>
-      <div class="bar"><Slider label={w.step} value={t} min={0} max={targets.length - 1} step={1} text={`${t} ${plain(targets[t])}`} onInput={(q) => look({ q })} /><span class="quiet">{w.meanHeads}</span></div>
+      <div class="bar"><Slider label={w.step} value={t} min={0} max={targets.length - 1} step={1} text={`${t} ${plain(targets[t])}`} onInput={(q) => look({ q })} /><span class="quiet">{w.meanHeads}</span>
+        {run.model.live && typeof run.inputs.text === "string" && <button class="small" disabled={known.busy} onClick={() => start({ text: run.inputs.text as string, write: WRITTEN })}>{fill(w.writeOn, { n: WRITTEN })}</button>}</div>
       <p class="says" aria-live="polite">{fill(w.crossSays, { t: plain(targets[t]) })} {row.slice(0, 3).map(([k, x], i) => <span key={k}>{i > 0 && ", "}<strong>{plain(sources[k])}</strong> {percent(view.lang, x)}</span>)}</p>
       <Waiting of={asked} />
       <div class="scroller" ref={node} tabIndex={0} role="region" aria-label={w.cross}>{mean && <Canvas width={width} height={height} label={w.crossHint} deps={[mean, t, cell]}
@@ -47,7 +50,7 @@ export function Cross() {
       <p class="fine">{w.crossHint} {w.quantised}</p>
     </section>
     <Side><table class="exact"><tbody>{row.map(([k, x]) => <tr key={k}><th scope="row"><span class="meter" style={{ width: `${100 * x / (row[0]?.[1] || 1)}%` }} /><Piece s={sources[k].s} /></th><td class="num">{percent(view.lang, x)}</td></tr>)}</tbody></table>
-      <Honest /><Snippet code={`${base()}\nprint(tape.pattern(layer=${view.layer}, stack="cross"))`} /><Exports name="cross" /></Side>
+      <Honest /><Snippet code={`${base()}\nprint(tape.pattern(layer=${view.layer}, stack="cross"))`} /><Exports name="cross" rows={mean ? () => [["target", "source", "weight"], ...targets.flatMap((x, i) => sources.map((y, j): (string | number)[] => [x.s, y.s, ROOT[mean[i * sources.length + j]]]))] : undefined} /></Side>
   </>;
 }
 

@@ -11,7 +11,7 @@ import { ROOT } from "../tensors";
 import { count, fill, number, percent, type Words } from "../words";
 
 const WHOLE = 512; // tokens up to which a layer is fetched whole
-const ROW = 26; // pixels of a token
+const ROW = 26, TALL = 42; // pixels of a token, at least and at most
 const SIDE = 170; // pixels of a column of tokens
 
 export interface Layer {
@@ -129,9 +129,13 @@ export function Heads() {
       {layer?.attn === "none" ? <p class="quiet">{w.noMatrix}</p> : <Waiting of={asked} />}
       {asked.value && asked.value.rows === queries().length && layer?.attn !== "none" && (view.mode === "lines" ? <Lines layer={asked.value} /> : <Matrix layer={asked.value} />)}
     </section>
-    <Side><Row /><Honest test /><Snippet code={snippet()} /><Exports name={`heads-${view.layer}`} /></Side>
+    <Side><Row /><Honest test /><Snippet code={snippet()} /><Exports name={`heads-${view.layer}`} rows={asked.value ? () => csvOf(asked.value!) : undefined} /></Side>
   </>;
 }
+
+/** Every weight of the heads shown, as drawn. */
+const csvOf = (layer: Layer): (string | number)[][] => [["head", "query", "key", "weight"],
+  ...layer.edges(shownHeads(), [0, layer.rows]).map((e) => [e.head, e.q, e.k, e.w * layer.scale])];
 
 const VALUES = (w: Words): [View["value"], string, string][] => [["weight", w.weight, w.weightWhat], ["norm", w.norm, w.normWhat]];
 
@@ -171,21 +175,21 @@ function Lines({ layer }: { layer: Layer }) {
   const { view, w } = useShared();
   const [node, size] = useSize<HTMLDivElement>();
   const [top, setTop] = useState(0);
-  const n = Math.max(layer.rows, layer.cols), whole = n * ROW;
+  const n = Math.max(layer.rows, layer.cols), row = Math.max(ROW, Math.min(TALL, Math.floor(size.height / n))), whole = n * row;
   const height = Math.min(whole, Math.max(240, size.height));
-  const first = Math.max(0, Math.floor(top / ROW) - 4), last = Math.min(n, Math.ceil((top + height) / ROW) + 4);
+  const first = Math.max(0, Math.floor(top / row) - 4), last = Math.min(n, Math.ceil((top + height) / row) + 4);
   const { edges, share } = useEdges(layer, n <= WHOLE ? [0, layer.rows] : [Math.min(first, layer.rows), Math.min(last, layer.rows)]);
   const right = Math.max(SIDE + 120, Math.min(size.width - SIDE, SIDE + 560));
   useEffect(() => () => point(null), []);
   if (!shownHeads().length) return <p class="quiet">{w.noHeads}</p>;
-  const frame = { width: size.width, height, top, row: ROW, left: SIDE, right, heads: shownHeads() };
+  const frame = { width: size.width, height, top, row, left: SIDE, right, heads: shownHeads() };
   return <>
     <div class="titles" style={{ width: `${right + SIDE}px` }}><span style={{ width: `${SIDE}px` }}>{w.query} ({w.looks})</span><span style={{ width: `${SIDE}px` }}>{w.key} ({w.isLookedAt})</span></div>
     <div class="columns" ref={node} tabIndex={-1} onScroll={(e) => setTop(e.currentTarget.scrollTop)} onPointerLeave={() => point(null)}>
       <div class="long" style={{ height: `${whole}px` }}>
         <Faint edges={edges} frame={frame} /><Focus edges={edges} frame={frame} />
-        <Column tokens={queries()} side="q" first={first} last={last} left={0} edges={edges} heads={shownHeads().length} />
-        <Column tokens={keys()} side="k" first={first} last={last} left={right} edges={edges} heads={shownHeads().length} />
+        <Column tokens={queries()} side="q" first={first} last={last} left={0} edges={edges} heads={shownHeads().length} row={row} />
+        <Column tokens={keys()} side="k" first={first} last={last} left={right} edges={edges} heads={shownHeads().length} row={row} />
       </div>
     </div>
     <Rest share={share} edges={edges.length} />
@@ -199,7 +203,7 @@ function Faint({ edges, frame }: Layered) {
   const { view, w } = useShared();
   const busy = edges.length > 1200 ? 0.35 : edges.length > 300 ? 0.6 : 0.9;
   return <Canvas class="layer" width={frame.width} height={frame.height} style={{ top: `${frame.top}px` }} label={w.headsWhat}
-    deps={[edges, frame.top, frame.right, view.q]} draw={(ctx) => { paint(ctx, edges, frame, view.q === null ? busy : busy * 0.18); }} />;
+    deps={[edges, frame.top, frame.row, frame.right, view.q]} draw={(ctx) => { paint(ctx, edges, frame, view.q === null ? busy : busy * 0.18); }} />;
 }
 
 /** Lines of the word under the pointer, or of the locked one: a small overlay, painted at each move. */
@@ -209,7 +213,7 @@ function Focus({ edges, frame }: Layered) {
   const mine = q !== null ? edges.filter((e) => e.q === q) : k !== null ? edges.filter((e) => e.k === k)
     : view.q !== null ? edges.filter((e) => e.q === view.q) : [];
   const [a, b] = [frame.left, frame.right];
-  return <Canvas class="layer" width={frame.width} height={frame.height} style={{ top: `${frame.top}px` }} deps={[edges, frame.top, frame.right, q, k, view.q]}
+  return <Canvas class="layer" width={frame.width} height={frame.height} style={{ top: `${frame.top}px` }} deps={[edges, frame.top, frame.row, frame.right, q, k, view.q]}
     draw={(ctx) => {
       if (!mine.length) return;
       if (q !== null || k !== null) {
@@ -222,8 +226,8 @@ function Focus({ edges, frame }: Layered) {
     }} />;
 }
 
-function Column({ tokens, side, first, last, left, edges, heads }:
-  { tokens: Token[]; side: "q" | "k"; first: number; last: number; left: number; edges: Edge[]; heads: number }) {
+function Column({ tokens, side, first, last, left, edges, heads, row }:
+  { tokens: Token[]; side: "q" | "k"; first: number; last: number; left: number; edges: Edge[]; heads: number; row: number }) {
   const { view, w } = useShared();
   const at = useHover();
   const ref = useRef<HTMLDivElement>(null);
@@ -235,7 +239,7 @@ function Column({ tokens, side, first, last, left, edges, heads }:
     e.preventDefault();
     point(side === "q" ? j : null, side === "k" ? j : null);
     const scroller = ref.current!.closest<HTMLElement>(".columns")!;
-    if (j * ROW < scroller.scrollTop || (j + 1) * ROW > scroller.scrollTop + scroller.clientHeight) scroller.scrollTop = (j - 3) * ROW;
+    if (j * row < scroller.scrollTop || (j + 1) * row > scroller.scrollTop + scroller.clientHeight) scroller.scrollTop = (j - 3) * row;
     requestAnimationFrame(() => ref.current?.querySelector<HTMLElement>(`[data-i="${j}"]`)?.focus());
   };
   return <div class={`column ${side}`} ref={ref} role="group" aria-label={side === "q" ? w.query : w.key} style={{ left: `${left}px`, width: `${SIDE}px` }}>
@@ -243,9 +247,9 @@ function Column({ tokens, side, first, last, left, edges, heads }:
       const i = first + j;
       const on = side === "q" ? (at.q ?? (at.k === null ? view.q : null)) === i : at.k === i;
       const same = j > 0 && t.w !== null && tokens[i - 1].w === t.w;
-      return <button key={i} data-i={i} data-ink={side === "q" ? "right" : "left"} aria-label={tokenLabel(w, t, i, tokens.length)} aria-pressed={side === "q" && view.q === i}
+      return <button key={i} data-i={i} aria-label={tokenLabel(w, t, i, tokens.length)} aria-pressed={side === "q" && view.q === i}
         class={`tok${on ? " on" : ""}${t.special ? " special" : ""}${same ? " same" : ""}${side === "q" && view.q === i ? " locked" : ""}`}
-        style={{ top: `${i * ROW}px`, "--w": near ? near[i].toFixed(3) : "0" }} tabIndex={i === (side === "q" ? view.q ?? first : first) ? 0 : -1}
+        style={{ top: `${i * row}px`, height: `${row - 1}px`, lineHeight: `${row - 1}px`, "--w": near ? near[i].toFixed(3) : "0" }} tabIndex={i === (side === "q" ? view.q ?? first : first) ? 0 : -1}
         onPointerEnter={() => point(side === "q" ? i : null, side === "k" ? i : null)}
         onFocus={() => point(side === "q" ? i : null, side === "k" ? i : null)} onKeyDown={(e) => move(e, i)}
         onClick={() => side === "q" ? look({ q: view.q === i ? null : i, k: null }) : look({ k: view.k === i ? null : i })}>

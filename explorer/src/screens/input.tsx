@@ -7,6 +7,7 @@ import { chosen, known, look, start, useShared } from "../state";
 import { count, fill } from "../words";
 
 const ROW = 32;
+const WRITTEN = 24; // tokens the model writes when asked
 
 export function Input() {
   const { view, known, w } = useShared();
@@ -30,6 +31,7 @@ export function Input() {
         {model.kind === "encoder" && <label>{w.pairText}<textarea rows={2} value={pair} onInput={(e) => setPair(e.currentTarget.value)} /></label>}
         {model.kind === "encoder-decoder" && <label>{w.target}<textarea rows={2} value={target} onInput={(e) => setTarget(e.currentTarget.value)} /></label>}
         <div class="bar"><button class="main" disabled={!text || known.busy}>{known.busy ? w.running : w.run}</button>
+          {(model.output === "next") && <button type="button" disabled={!text || known.busy} onClick={() => start({ text, ...(chat ? { chat } : {}), write: WRITTEN })}>{fill(w.writeOn, { n: WRITTEN })}</button>}
           {model.chat && <label class="tick"><input type="checkbox" checked={chat} onChange={(e) => setChat(e.currentTarget.checked)} />{w.chat}</label>}</div>
         <h2>{w.examples}</h2>
         <div class="examples">{[...EXAMPLES[view.lang], ...EXAMPLES[view.lang === "en" ? "es" : "en"]].filter((x, i, all) => all.indexOf(x) === i)

@@ -1,41 +1,75 @@
-// Causal lab: switch a part off, and see what changes in the answer; or every head, one at a time.
-import { useEffect, useState } from "preact/hooks";
-import { json, post, Refusal } from "../api";
-import { signed } from "../draw/colours";
+// Causal lab: change a part of the model, or put in what it did on another text, and see what becomes of its answer.
+import { useState } from "preact/hooks";
+import { post, Refusal } from "../api";
 import { Choice, Exports, Honest, LayerSlider, Oops, Piece, plain, Side, Slider, Snippet, StackChoice, Tick } from "../parts/common";
-import type { Effect, Intervention, Job, Sweep } from "../schema";
-import { blame, current, keys, known, look, mainTokens, queries, shownHeads, useShared } from "../state";
-import { fill, number, percent } from "../words";
+import type { Effect, Intervention } from "../schema";
+import { current, keys, known, learn, look, mainTokens, queries, shownHeads, useShared } from "../state";
+import { fill, number, percent, type Words } from "../words";
+import { AllPlaces } from "./grid";
 import { HeadChips } from "./heads";
+import { position, useNames } from "./next";
+import { fits, Pair, useAnswers, useOther } from "./pair";
 
-type Site = "head_out" | "edge" | "mlp" | "value" | "resid";
-let kept: { run: string; effect: Effect } | null = null; // stays while screens change
+const SITES = ["head_out", "edge", "value", "pattern", "attn", "mlp", "neuron", "resid"] as const;
+type Site = typeof SITES[number];
+type Op = "mean" | "zero" | "scale" | "patch";
+const OF_HEADS = ["head_out", "edge", "value", "pattern"]; // sites that are parts of heads
+const NULL = 32; // draws of other heads that an effect is compared with
+
+interface Tried { effect: Effect; moved: number | null }
+const kept: Record<string, Tried> = {}; // of a run; stays while screens change
 
 export function Lab() {
   const { view, known, w } = useShared();
-  const [site, setSite] = useState<Site>("head_out");
-  const [op, setOp] = useState<"zero" | "mean" | "scale">("mean");
+  const run = known.run!;
+  const site: Site = SITES.find((s) => s === view.part) ?? "head_out";
+  const [chosenOp, setOp] = useState<Op>("mean");
   const [factor, setFactor] = useState(0.5);
-  const [here, setHere] = useState(false);
-  const [effect, setEffect] = useState<Effect | null>(kept?.run === view.run ? kept.effect : null);
+  const [onlyHere, setHere] = useState<boolean | null>(null);
+  const [units, setUnits] = useState("0");
+  const [other, setOther] = useOther(run);
+  const [denoise, setDenoise] = useState(false);
+  const [read, setRead] = useState<number | null>(null);
+  const [against, setAgainst] = useState<{ a: number | null; b: number | null }>({ a: null, b: null });
+  const [versus, setVersus] = useState(false);
+  const [tried, setTried] = useState<Tried | null>(kept[run.run] ?? null);
   const [busy, setBusy] = useState(false);
   const [fault, setFault] = useState<Refusal | null>(null);
-  const run = known.run!;
+
+  const tokens = mainTokens(), pos = Math.min(read ?? position(run, tokens, null), tokens.length - 1);
   const q = view.q ?? queries().length - 1, k = view.k ?? 0;
-  const read = run.model.output === "mask" ? view.q : null;
-  const go = async () => {
-    const one: Intervention = { site, stack: view.stack as Intervention["stack"], layer: view.layer, op: site === "edge" ? "knockout" : site === "value" ? "zero" : op };
-    if (site === "head_out" || site === "edge" || site === "value") one.heads = shownHeads();
-    if (site === "edge") { one.query = q; one.key = k; }
-    else if (site === "value") one.pos = [k];
-    else one.pos = here ? [q] : "all";
-    if (one.op === "scale") one.factor = factor;
+  const ops: [Op, string][] = site === "value" ? [["zero", w.opZero], ["scale", w.opScale]]
+    : [["mean", w.opMean], ["zero", w.opZero], ["scale", w.opScale], ["patch", w.opPatch]];
+  const op = ops.some(([o]) => o === chosenOp) ? chosenOp : ops[0][0];
+  const here = onlyHere ?? (site === "resid" && op === "patch"); // a whole stream put in place answers as its own text, always
+  const paired = site === "pattern" || (op === "patch" && site !== "edge"), ready = !paired || (other !== null && fits(run, other));
+  const answers = { ours: useAnswers(run, pos), theirs: useAnswers(other, pos) };
+  const a = against.a ?? (paired ? answers.ours.ids[0] : undefined);
+  const b = against.b ?? (paired ? answers.theirs.ids.find((id) => id !== a) : undefined);
+
+  const one = (): Intervention => {
+    const change: Intervention = { site: site === "attn" && view.stack === "cross" ? "cross" : site, layer: view.layer,
+      stack: (OF_HEADS.includes(site) || site === "attn" ? view.stack : current()?.queries) as Intervention["stack"],
+      op: site === "edge" ? "knockout" : site === "pattern" ? "freeze" : op };
+    if (OF_HEADS.includes(site)) change.heads = shownHeads();
+    if (site === "neuron") change.neurons = numbers(units);
+    if (site === "edge") { change.query = q; change.key = k; }
+    else if (site === "value") change.pos = [k];
+    else change.pos = here ? [q] : "all";
+    if (change.op === "scale") change.factor = factor;
+    if (paired) change.source = denoise ? run.run : other!.run;
+    return change;
+  };
+  const go = async (interventions: Intervention[]) => {
     setBusy(true);
     setFault(null);
     try {
-      const found = await post<Effect>(`runs/${run.run}/interventions`, { interventions: [one], ...(read === null ? {} : { pos: read }) });
-      kept = { run: run.run, effect: found };
-      setEffect(found);
+      const target = paired && denoise ? other!.run : run.run;
+      const effect = await post<Effect>(`runs/${target}/interventions`, { interventions, pos, ...(a === undefined ? {} : { token: a }), ...(b === undefined ? {} : { other: b }),
+        ...(interventions.length > 1 ? { apart: true } : {}), ...(versus && interventions.every((c) => c.heads) ? { null: NULL } : {}) });
+      const donor = denoise ? answers.ours : answers.theirs;
+      const way = donor.score(effect.token.id) - donor.score(effect.other.id) - effect.before.logit_diff;
+      setTried(kept[run.run] = { effect, moved: paired && Math.abs(way) > 1e-6 ? effect.metrics.logit_diff / way : null });
     } catch (error) {
       if (!(error instanceof Refusal)) throw error;
       setFault(error);
@@ -43,27 +77,66 @@ export function Lab() {
       setBusy(false);
     }
   };
-  const sites: [Site, string][] = [["head_out", w.siteHead], ["edge", w.siteEdge], ["value", w.siteValue], ["mlp", w.siteMlp], ["resid", w.siteResid]];
+  const able = !busy && ready && (!OF_HEADS.includes(site) || shownHeads().length > 0) && (site !== "neuron" || numbers(units).length > 0);
+  const effect = tried?.effect;
   return <>
     <section class="work" id="picture">
       <p class="says">{w.labWhatHint}</p>
-      <div class="bar"><StackChoice /><LayerSlider /><Choice label={w.site} value={site} options={sites} onChange={setSite} /></div>
-      {["head_out", "edge", "value"].includes(site) && <div class="bar"><HeadChips />
-        {shownHeads().length > 1 && <span class="quiet">{fill(w.together, { n: shownHeads().length })}</span>}</div>}
+      <div class="bar"><Choice label={w.site} value={site} options={SITES.map((s): [Site, string, string] => [s, siteWord(w, s), siteWhat(w, s)])} onChange={(part) => look({ part })} /></div>
+      <div class="bar"><StackChoice /><LayerSlider />{OF_HEADS.includes(site) && <HeadChips />}
+        {OF_HEADS.includes(site) && shownHeads().length > 1 && <span class="quiet">{fill(w.together, { n: shownHeads().length })}</span>}
+        {site === "neuron" && <label class="pick">{w.neuronList} <input size={14} value={units} onInput={(e) => setUnits(e.currentTarget.value)} /></label>}</div>
       <div class="bar">
         {site === "edge" && <><Pick label={w.query} value={q} side="q" /><span>→</span></>}
         {(site === "edge" || site === "value") && <Pick label={w.key} value={k} side="k" />}
-        {site !== "edge" && site !== "value" && <>
-          <Choice label={w.op} value={op} options={[["mean", w.opMean], ["zero", w.opZero], ["scale", w.opScale]]} onChange={setOp} />
-          {op === "scale" && <Slider label={w.factor} value={factor} min={0} max={2} step={0.1} text={number(view.lang, factor, 1)} onInput={setFactor} />}
-          <Tick label={`${w.atQuery}: “${plain(queries()[q])}”`} value={here} onChange={setHere} /></>}
-        <button class="main" disabled={busy || (site !== "mlp" && site !== "resid" && !shownHeads().length)} onClick={go}>{busy ? w.busy : w.test}</button></div>
+        {site !== "edge" && site !== "pattern" && <Choice label={w.op} value={op} options={ops} onChange={setOp} />}
+        {op === "scale" && site !== "edge" && site !== "pattern" && <Slider label={w.factor} value={factor} min={0} max={2} step={0.1} text={number(view.lang, factor, 1)} onInput={setFactor} />}
+        {site !== "edge" && site !== "value" && <Tick label={`${w.atQuery}: “${plain(queries()[q])}”`} value={here} onChange={setHere} />}</div>
+      {paired && <Pair key={run.run} run={run} other={other} onOther={setOther} />}
+      {paired && other && <div class="bar"><Choice label={w.direction} value={denoise ? "de" : "no"} onChange={(d) => setDenoise(d === "de")}
+        options={[["no", w.noise, w.noiseWhat], ["de", w.denoise, w.denoiseWhat]]} /><span class="quiet">{denoise ? w.denoiseWhat : w.noiseWhat}</span></div>}
+      <div class="bar">{run.model.output !== "labels" && <label class="pick">{w.readAt} <select value={pos} onChange={(e) => setRead(Number(e.currentTarget.value))}>{tokens.map((t, i) => <option key={i} value={i}>{i} {plain(t)}</option>)}</select></label>}
+        <Against ids={[...new Set([...answers.ours.ids, ...(paired ? answers.theirs.ids : [])])]} a={a} b={b} onChange={setAgainst} />
+        {OF_HEADS.includes(site) && <Tick label={fill(w.versus, { n: NULL })} title={w.versusWhat} value={versus} onChange={setVersus} />}</div>
+      <div class="bar"><button class="main" disabled={!able} onClick={() => go([one()])}>{busy ? w.busy : w.test}</button>
+        <button disabled={!able || (paired && denoise)} onClick={() => learn({ plan: [...known.plan, one()] })}>{w.addToPlan}</button></div>
+      {known.plan.length > 0 && <Plan busy={busy} onTest={() => go(known.plan)} />}
       {fault && <Oops fault={fault} />}
-      {effect ? <Result effect={effect} /> : <p class="quiet">{w.nothingYet}</p>}
-      {run.caps.includes("sweep") && <AllHeads key={run.run + view.stack} />}
+      {tried ? <Result {...tried} /> : <p class="quiet">{w.nothingYet}</p>}
+      {run.caps.includes("sweep") && <AllPlaces key={run.run + view.stack} pos={pos} token={a} other={b} donor={other && fits(run, other) ? other : null} />}
     </section>
     <Side><Honest />{effect && <Snippet code={effect.snippet} />}<Exports name="effect" rows={effect ? () => rows(effect) : undefined} /></Side>
   </>;
+}
+
+const numbers = (text: string): number[] => [...new Set((text.match(/\d{1,6}/g) ?? []).map(Number))];
+const siteWord = (w: Words, s: Intervention["site"]): string => ({ head_out: w.siteHead, edge: w.siteEdge, value: w.siteValue, pattern: w.sitePattern, attn: w.siteAttn, cross: w.siteAttn,
+  mlp: w.siteMlp, neuron: w.siteNeuron, resid: w.siteResid })[s];
+const siteWhat = (w: Words, s: Site): string => ({ head_out: w.siteHeadWhat, edge: w.siteEdgeWhat, value: w.siteValueWhat, pattern: w.sitePatternWhat, attn: w.siteAttnWhat,
+  mlp: w.siteMlpWhat, neuron: w.siteNeuronWhat, resid: w.siteResidWhat })[s];
+const opWord = (w: Words, op: Intervention["op"]): string => ({ zero: w.opZero, mean: w.opMean, scale: w.opScale, patch: w.opPatch, resample: w.opPatch, knockout: w.opKnock, freeze: w.opFreeze })[op];
+
+/** A change in a few words. */
+function told(w: Words, c: Intervention): string {
+  const which = c.heads ? ` ${c.heads.join(", ")}` : c.neurons ? ` ${c.neurons.join(", ")}` : "";
+  const where = c.query !== undefined ? ` ${c.query} → ${c.key}` : Array.isArray(c.pos) ? ` @ ${c.pos.join(", ")}` : "";
+  return `${w.layer} ${c.layer}: ${siteWord(w, c.site)}${which}${where}: ${opWord(w, c.op)}${c.factor === undefined ? "" : ` ×${c.factor}`}`;
+}
+
+function Plan({ busy, onTest }: { busy: boolean; onTest: () => void }) {
+  const { known, w } = useShared();
+  return <section class="plan"><h2>{fill(w.planTitle, { n: known.plan.length })}</h2>
+    <ul>{known.plan.map((c, i) => <li key={i}>{told(w, c)} <button class="small" aria-label={`${w.remove}: ${told(w, c)}`} onClick={() => learn({ plan: known.plan.filter((_, j) => j !== i) })}>×</button></li>)}</ul>
+    <div class="bar"><button class="main" disabled={busy} onClick={onTest}>{w.testPlan}</button><button class="small" onClick={() => learn({ plan: [] })}>{w.emptyPlan}</button></div></section>;
+}
+
+/** Which two answers are compared: the likeliest two, unless others are chosen. */
+function Against({ ids, a, b, onChange }: { ids: number[]; a?: number; b?: number; onChange: (x: { a: number | null; b: number | null }) => void }) {
+  const { w } = useShared();
+  const names = useNames(ids);
+  const pick = (label: string, value: number | undefined, set: (id: number | null) => void) => <label class="pick">{label} <select value={value ?? ""} onChange={(e) => set(e.currentTarget.value === "" ? null : Number(e.currentTarget.value))}>
+    <option value="">{w.likeliestTwo}</option>{ids.map((id) => <option key={id} value={id}>{names[id] ?? id}</option>)}</select></label>;
+  return <>{pick(w.answerA, a, (id) => onChange({ a: id, b: b ?? null }))}{pick(w.answerB, b, (id) => onChange({ a: a ?? null, b: id }))}</>;
 }
 
 function Pick({ label, value, side }: { label: string; value: number; side: "q" | "k" }) {
@@ -75,61 +148,27 @@ function Pick({ label, value, side }: { label: string; value: number; side: "q" 
 const rows = (e: Effect): (string | number)[][] => [["token", "before", "after"],
   ...e.before.top.map((c) => [c.s, c.p ?? 0, e.after.top.find((x) => x.id === c.id)?.p ?? ""])];
 
-function Result({ effect: e }: { effect: Effect }) {
-  const { view, w } = useShared();
+function Result({ effect: e, moved }: Tried) {
+  const { view, known, w } = useShared();
   const names = { a: e.token.s.replace(/^·+/, ""), b: e.other.s.replace(/^·+/, "") };
   const most = Math.max(...[...e.before.top, ...e.after.top].map((c) => c.p ?? 0), 1e-9);
   const list = (title: string, top: Effect["before"]["top"]) => <div><h2>{title}</h2><table class="exact"><tbody>
     {top.map((c) => <tr key={c.id}><th scope="row"><span class="meter" style={{ width: `${100 * (c.p ?? 0) / most}%` }} /><Piece s={c.s} /></th><td class="num">{percent(view.lang, c.p ?? 0)}</td></tr>)}</tbody></table></div>;
   const sign = (x: number, digits: number) => (x > 0 ? "+" : "") + number(view.lang, x, digits);
+  const sum = e.apart?.reduce((x, y) => x + y, 0) ?? 0;
   return <div class="result" aria-live="polite">
     <dl class="figures">
       <div><dt>{fill(w.logitDiff, names)}</dt><dd>{number(view.lang, e.before.logit_diff, 3)} → {number(view.lang, e.after.logit_diff, 3)} <strong>({sign(e.metrics.logit_diff, 3)})</strong></dd></div>
       <div><dt>{fill(w.probOf, names)}</dt><dd><strong>{sign(100 * e.metrics.probability, 2)} %</strong></dd></div>
-      <div><dt>{w.klWhat}</dt><dd><strong>{number(view.lang, e.metrics.kl, 4)}</strong></dd></div></dl>
+      <div><dt>{w.klWhat}</dt><dd><strong>{number(view.lang, e.metrics.kl, 4)}</strong></dd></div>
+      {moved !== null && <div><dt>{w.moved}</dt><dd><strong>{percent(view.lang, moved)}</strong></dd></div>}
+      {e.percentile !== undefined && <div><dt>{fill(w.moreThan, { n: NULL })}</dt><dd><strong>{percent(view.lang, e.percentile / 100)}</strong></dd></div>}</dl>
+    {e.apart && <><table class="apart"><thead><tr><th>{w.alone}</th><th class="num">{w.change}</th></tr></thead><tbody>
+      {e.apart.map((x, i) => <tr key={i}><th scope="row">{known.plan[i] ? told(w, known.plan[i]) : i + 1}</th><td class="num">{sign(x, 3)}</td></tr>)}
+      <tr><th scope="row">{w.sumAlone}</th><td class="num">{sign(sum, 3)}</td></tr><tr class="on"><th scope="row">{w.allTogether}</th><td class="num">{sign(e.metrics.logit_diff, 3)}</td></tr></tbody></table>
+      <p class="fine">{fill(w.backup, { x: sign(e.metrics.logit_diff - sum, 3) })}</p></>}
     {e.identical && <p class="quiet">{w.identical}</p>}
-    {e.reference && <p class="fine">{fill(w.reference, { x: e.reference })}</p>}
+    {e.reference && <p class="fine">{w.reference}</p>}
     <p class="fine">{fill(w.measured, { s: plain(mainTokens()[e.pos]) })}</p>
     <div class="two">{list(w.before, e.before.top)}{list(w.after, e.after.top)}</div></div>;
 }
-
-/** Follows a job until it ends; its state is asked for twice a second. */
-export function useJob<T>(): { job: Job | null; run: (begin: () => Promise<Job>) => Promise<void>; stop: () => void; result: T | null } {
-  const [job, set] = useState<Job | null>(null);
-  useEffect(() => {
-    if (job?.state !== "running") return;
-    const timer = setTimeout(() => json<Job>(`jobs/${job.job}`).then(set, blame), 400);
-    return () => clearTimeout(timer);
-  }, [job]);
-  return {
-    job, run: async (begin) => { try { set(await begin()); } catch (error) { blame(error); } },
-    stop: () => { if (job) void json<Job>(`jobs/${job.job}`, { method: "DELETE" }).then(set, blame); },
-    result: job?.state === "done" ? job.result as T : null,
-  };
-}
-
-export function Progress({ job, onStop }: { job: Job; onStop: () => void }) {
-  const { w } = useShared();
-  if (job.state === "failed") return <p class="bad" role="alert">{w.failed}: {job.error?.message}</p>;
-  if (job.state !== "running") return null;
-  return <div class="bar"><progress max={job.total || 1} value={job.total ? job.done : undefined} aria-label={w.busy} /><span class="quiet">{job.total > 0 && fill(w.progress, { a: job.done, b: job.total })} {job.words}</span>
-    <button class="small" onClick={onStop}>{w.stop}</button></div>;
-}
-
-function AllHeads() {
-  const { view, w } = useShared();
-  const { job, run, stop, result } = useJob<Sweep>();
-  const stack = current();
-  const most = Math.max(...(result?.effects.flat().map((x) => Math.abs(x ?? 0)) ?? []), 1e-9);
-  return <div class="sweep"><h2>{w.sweepTitle}</h2><p class="fine">{w.sweepHint}</p>
-    <button disabled={job?.state === "running"} onClick={() => run(() => post<Job>(`runs/${known.run!.run}/sweep`, { op: "mean", stack: stack?.id, ...(known.run!.model.output === "mask" && view.q !== null ? { pos: view.q } : {}) }))}>{w.sweep}</button>
-    {job && <Progress job={job} onStop={stop} />}
-    {result && <><p class="fine">{fill(w.logitDiff, { a: result.token.s, b: result.other.s })}: {number(view.lang, result.before, 3)} · ±{number(view.lang, most, 3)}</p>
-      <table class="cells"><thead><tr><th>{w.layer}</th>{Array.from({ length: headsOf(result) }, (_, h) => <th key={h}>{h}</th>)}</tr></thead>
-        <tbody>{result.effects.map((row, l) => <tr key={l}><th scope="row">{l}</th>{row.map((x, h) => <td key={h}>
-          <button style={{ background: signed((x ?? 0) / most) }} title={`${l}.${h}: ${x === null ? "–" : number(view.lang, x, 4)}`} aria-label={`${l}.${h}: ${x === null ? "–" : number(view.lang, x, 4)}`}
-            onClick={() => look({ layer: l, heads: [h] })} /></td>)}</tr>)}</tbody></table></>}
-  </div>;
-}
-
-const headsOf = (s: Sweep): number => Math.max(...s.effects.map((r) => r.length));

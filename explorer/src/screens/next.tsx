@@ -4,7 +4,8 @@ import { keptJson, tensors } from "../api";
 import { headColour } from "../draw/colours";
 import type { Run, Token, Vocab } from "../schema";
 import { base, Exports, Honest, Piece, plain, Side, Slider, spoken, Snippet, useAsked, Waiting } from "../parts/common";
-import { known, look, mainTokens, open, start, useShared } from "../state";
+import { known, mainTokens, open, start, turn, useShared } from "../state";
+import { Entropy } from "../parts/entropy";
 import { chances, draw, NEUTRAL, type Chances, type Choices } from "../sampling";
 import { count, fill, number, percent } from "../words";
 
@@ -18,7 +19,7 @@ export function useNames(ids: number[]): Record<string, string> {
   return value?.tokens ?? {};
 }
 
-const position = (run: Run, tokens: Token[], q: number | null): number => {
+export const position = (run: Run, tokens: Token[], q: number | null): number => {
   if (run.model.output === "mask" && q === null) {
     const mask = tokens.findIndex((t) => t.id === run.model.special.mask);
     return mask < 0 ? Math.min(1, tokens.length - 1) : mask;
@@ -68,6 +69,7 @@ export function Next() {
           <button class="main" disabled={known.busy} onClick={() => step(draw(found, Math.random()))}>{w.sample}</button>
           <button disabled={known.busy} onClick={() => step(found.order[0])}>{w.likeliest}</button>
           <button disabled={!parent || known.busy} onClick={() => open(parent)}>{w.undo}</button></div>}
+        {!labels && <Entropy pos={pos} />}
         <table class="next"><thead><tr><th class="num">{w.id}</th><th>{w.token}</th><th class="num" colSpan={2}>{w.prob}</th><th class="num">{w.logit}</th><th class="num">{w.scaled}</th></tr></thead>
           <tbody>{top.map((id) => <tr key={id} class={found.p[id] ? "" : "out"}>
             <td class="num">{id}</td><th scope="row">{run.model.output === "next" && run.model.live
@@ -119,5 +121,5 @@ function Branches() {
       {children(id).length > 0 && <ul>{children(id).map((c) => node(c, now))}</ul>}</li>;
   };
   if (!children(root).length) return <section><h2>{w.branches}</h2><p class="quiet">{w.branchesHint}</p></section>;
-  return <section><h2>{w.branches}</h2><ul class="tree">{node(root, "")}</ul><button class="small" onClick={() => look({ screen: "heads" }, true)}>{w.heads} →</button></section>;
+  return <section><h2>{w.branches}</h2><ul class="tree">{node(root, "")}</ul><button class="small" onClick={() => turn("heads")}>{w.heads} →</button></section>;
 }

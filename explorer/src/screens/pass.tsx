@@ -2,7 +2,7 @@
 import { useEffect, useState } from "preact/hooks";
 import { keptJson, tensors } from "../api";
 import { plain, Side, Snippet, base, useAsked, Waiting } from "../parts/common";
-import { known, look, mainTokens, useShared } from "../state";
+import { known, mainTokens, turn, useShared } from "../state";
 import type { Graph, Node } from "../schema";
 import { fill, number, percent, type Words } from "../words";
 
@@ -28,6 +28,7 @@ export function Pass() {
       <p class="says">{w.passHint}</p>
       <div class="bar"><button class="main" onClick={() => { if (at + 1 >= boxes.length) setAt(0); play(!playing); }}>{playing ? w.pause : w.play}</button>
         <button onClick={() => { play(false); setAt(Math.min(boxes.length - 1, at + 1)); }}>{w.stepOn}</button><span class="quiet">{fill(w.progress, { a: at + 1, b: boxes.length })}</span></div>
+      {run.caps.includes("resid") && <p class="fine">{fill(w.addsLegend, { s: plain(mainTokens()[pos]) })}</p>}
       <div class="passing">{rows.map((row) => <div class="block" key={`${row.stack}${row.layer}`}><span class="where">{row.layer === null ? "" : `${w.layer} ${row.layer}`}{row.first && rows.some((r) => r.stack !== row.stack && r.stack !== "head") && <small>{row.stack}</small>}</span>
         <div class="spine">{row.boxes.map((b) => {
           const i = boxes.indexOf(b);
@@ -71,7 +72,7 @@ function Details({ box, pos, playing }: { box: Box; pos: number; playing: boolea
   return <section><h2>{kindWord(w, box.kind)} · {box.module}</h2><p class="fine">{box.path}<br />{box.about}</p>
     <Formula kind={box.kind} rms={box.module.startsWith("RMS")} />
     <p>{w.shape}: {box.shape.join(" × ")}</p>
-    {(box.kind === "attn" || box.kind === "cross") && <button class="small" onClick={() => look({ screen: "heads", stack: box.kind === "cross" ? "cross" : box.stack, layer: box.layer! }, true)}>{w.heads} →</button>}
+    {(box.kind === "attn" || box.kind === "cross") && <button class="small" onClick={() => turn("heads", { stack: box.kind === "cross" ? "cross" : box.stack, layer: box.layer! })}>{w.heads} →</button>}
     <Waiting of={asked} />
     {node && <><h2>{w.weightsOf}</h2>{node.weights.length === 0 && <p class="quiet">{w.noWeights}</p>}
       {node.weights.length > 0 && <table class="exact"><tbody>{node.weights.slice(0, 12).map((x) => <tr key={x.name}><th scope="row">{x.name}<br /><small>{x.shape.join(" × ")}</small></th><td class="num"><small>{w.mean} {number(view.lang, x.mean, 3)}<br />{w.std} {number(view.lang, x.std, 3)}</small></td></tr>)}</tbody></table>}

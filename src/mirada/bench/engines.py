@@ -7,21 +7,16 @@ Prompts are the same pseudo-random tokens for each; none of them stops at an end
 
 from __future__ import annotations
 
+import gc
 import json
 import os
 import resource
 import sys
-import tempfile
-import time
 from collections.abc import Callable
 from pathlib import Path
 
-from mirada.errors import MiradaError
-
-
-def prompt(length: int, vocab: int, row: int = 0) -> list[int]:
-    """`length` token ids, the same in every engine and each time; rows differ."""
-    return [(7919 * (at + 31 * row) + 104729) % (vocab - 300) + 200 for at in range(length)]
+from .ask import prompt, timed
+from .peers import CTranslate2, LlamaCpp, OnnxRuntime, OpenVINO
 
 
 class Mirada:
@@ -49,7 +44,7 @@ class Mirada:
         options = Options.read(self.model, {
             "max_new_tokens": new + 1, "eos_token_id": (), "do_sample": False, "num_beams": 1})
         run = started(self.model, ids, torch.ones_like(ids), options)
-        return _timed(run.step, new)
+        return timed(run.step, new)
 
 
 class MiradaTorch(Mirada):
@@ -82,113 +77,14 @@ class Transformers:
                                  use_cache=True, logits_to_keep=1)
             state["ids"], state["past"] = out.logits[:, -1:].argmax(-1), out.past_key_values
 
-        return _timed(step, new)
-
-
-class LlamaCpp:
-    """llama.cpp through its Python package's low-level calls, on the same GGUF file."""
-
-    NEEDS = ("llama_cpp",)
-
-    def __init__(self, path: str, threads: int):
-        import llama_cpp
-        self.c = llama_cpp
-        if not path.endswith(".gguf"):
-            raise MiradaError("llama.cpp reads .gguf files: mirada convert makes one")
-        llama_cpp.llama_backend_init()
-        with _silence():
-            self.model = llama_cpp.llama_model_load_from_file(
-                path.encode(), llama_cpp.llama_model_default_params())
-        self.threads, self.context, self.size = threads, None, (0, 0)
-        self.vocab = llama_cpp.llama_vocab_n_tokens(llama_cpp.llama_model_get_vocab(self.model))
-
-    def write(self, context: int, rows: int, new: int) -> list[float]:
-        import numpy
-        c, needed = self.c, rows * (context + new + 2)
-        if self.size != (needed, rows):  # it divides its cache among as many rows as it is told
-            if self.context is not None:
-                c.llama_free(self.context)
-            params = c.llama_context_default_params()
-            params.n_ctx, params.n_batch, params.n_seq_max = needed, max(512, context), rows
-            params.n_threads = params.n_threads_batch = self.threads
-            with _silence():
-                self.context = c.llama_init_from_model(self.model, params)
-            self.size = needed, rows
-        c.llama_memory_clear(c.llama_get_memory(self.context), True)
-        batch = c.llama_batch_init(max(512, context), 0, 1)
-        last = [0] * rows
-
-        def feed(tokens: list[tuple[int, int, int, bool]]) -> list[int]:
-            batch.n_tokens = len(tokens)
-            for at, (token, position, row, wanted) in enumerate(tokens):
-                batch.token[at], batch.pos[at], batch.n_seq_id[at] = token, position, 1
-                batch.seq_id[at][0], batch.logits[at] = row, wanted
-            if c.llama_decode(self.context, batch):
-                raise MiradaError("llama.cpp could not decode this batch")
-            found = []
-            for at, (_, _, _, wanted) in enumerate(tokens):
-                if wanted:
-                    line = c.llama_get_logits_ith(self.context, at)
-                    found.append(int(numpy.ctypeslib.as_array(line, (self.vocab,)).argmax()))
-            return found
-
-        place = [0]
-
-        def step() -> None:
-            if not place[0]:
-                for row in range(rows):
-                    ids = prompt(context, self.vocab, row)
-                    last[row] = feed([(t, at, row, at == context - 1)
-                                      for at, t in enumerate(ids)])[0]
-            else:
-                last[:] = feed([(last[row], context + place[0] - 1, row, True)
-                                for row in range(rows)])
-            place[0] += 1
-
-        seconds = _timed(step, new)
-        c.llama_batch_free(batch)
-        return seconds
-
-
-class CTranslate2:
-    """CTranslate2 in int8, on files that it converts from the reference's."""
-
-    NEEDS = ("ctranslate2", "transformers")
-
-    def __init__(self, path: str, threads: int):
-        import ctranslate2
-        with tempfile.TemporaryDirectory() as folder:
-            self.vocab = _written(path, folder)
-            _numbered(self.vocab).save_pretrained(folder)
-            out = str(Path(folder) / "ct2")
-            ctranslate2.converters.TransformersConverter(folder).convert(out, quantization="int8")
-            self.model = ctranslate2.Generator(out, device="cpu", intra_threads=threads,
-                                               compute_type="int8")
-
-    def write(self, context: int, rows: int, new: int) -> list[float]:
-        prompts = [[f"t{i}" for i in prompt(context, self.vocab, row)] for row in range(rows)]
-        seconds = []
-        for length in (1, new + 1):  # it does not say when each token came
-            began = time.perf_counter()
-            self.model.generate_batch(prompts, max_length=length, min_length=length,
-                                      include_prompt_in_result=False, end_token=[],
-                                      max_batch_size=0)
-            seconds.append(time.perf_counter() - began)
-        return [seconds[0], *[(seconds[1] - seconds[0]) / new] * new]
+        return timed(step, new)
 
 
 ENGINES: dict[str, Callable] = {
     "mirada": Mirada, "mirada-torch": MiradaTorch, "transformers": Transformers,
-    "llama.cpp": LlamaCpp, "ctranslate2": CTranslate2,
+    "llama.cpp": LlamaCpp, "openvino": OpenVINO, "ctranslate2": CTranslate2,
+    "onnxruntime": OnnxRuntime,
 }
-
-
-def _timed(step: Callable[[], object], new: int) -> list[float]:
-    times = [time.perf_counter()]
-    for _ in range(new + 1):
-        step()
-        times.append(time.perf_counter())
-    return [b - a for a, b in zip(times, times[1:], strict=False)]
 
 
 def _reference(path: str, dtype):
@@ -199,38 +95,6 @@ def _reference(path: str, dtype):
     folder = where.parent if given else where
     kind = {} if dtype is None else {"dtype": dtype}
     return AutoModelForCausalLM.from_pretrained(folder, **given, **kind).eval()
-
-
-def _written(path: str, folder: str) -> int:
-    """Writes the model in float32, as the reference writes its own; the vocabulary's size."""
-    import torch
-
-    from mirada import registry
-    model = registry.load(path, dtype=torch.float32)
-    registry.save(model, folder)
-    return model.config.vocab
-
-
-def _numbered(vocab: int):
-    """A tokenizer whose tokens are called t0, t1 ...: engines that want tokens are given ids."""
-    from tokenizers import Tokenizer, models
-    from transformers import PreTrainedTokenizerFast
-    words = {f"t{i}": i for i in range(vocab)}
-    return PreTrainedTokenizerFast(tokenizer_object=Tokenizer(models.WordLevel(words, "t0")),
-                                   unk_token="t0", bos_token="t1", eos_token="t2")
-
-
-class _silence:
-    """Nothing of what C code prints reaches the terminal meanwhile."""
-
-    def __enter__(self):
-        self.saved, null = os.dup(2), os.open(os.devnull, os.O_WRONLY)
-        os.dup2(null, 2)
-        os.close(null)
-
-    def __exit__(self, *error):
-        os.dup2(self.saved, 2)
-        os.close(self.saved)
 
 
 def _peak() -> int:
@@ -244,15 +108,25 @@ def _peak() -> int:
 
 
 def main() -> None:
-    name, path, threads = sys.argv[1:4]
+    """NAME FILE THREADS: answer what stdin asks; or make NAME FILE FOLDER: say what file the engine
+    reads, made in the folder where it is none of ours."""
     answers = os.fdopen(os.dup(1), "w")
     os.dup2(2, 1)  # whatever a library prints must not stand among the answers
-    engine = ENGINES[name](path, int(threads))
-    first = engine.write(16, 1, 0)[0]
-    print(json.dumps({"first": first}), file=answers, flush=True)
+    gc.set_threshold(100_000)  # as `mirada` does
+    if sys.argv[1] == "make":
+        _, _, name, path, folder = sys.argv
+        print(ENGINES[name].made(path, folder), file=answers, flush=True)
+        return
+    _, name, path, threads = sys.argv
+    serve(ENGINES[name](path, int(threads)), {"context": 16, "rows": 1, "new": 0}, answers)
+
+
+def serve(engine, first: dict, answers) -> None:
+    """Do `first`, then what each line of stdin asks of engine.write, and tell how long it took."""
+    seconds = engine.write(**first)
+    print(json.dumps({"first": seconds[0]}), file=answers, flush=True)
     for line in sys.stdin:
-        asked = json.loads(line)
-        seconds = engine.write(asked["context"], asked["rows"], asked["new"])
+        seconds = engine.write(**json.loads(line))
         print(json.dumps({"seconds": seconds, "peak": _peak()}), file=answers, flush=True)
 
 

@@ -8,6 +8,7 @@ import os
 import statistics
 import subprocess
 import sys
+import tempfile
 import time
 from collections.abc import Callable
 from dataclasses import dataclass, field
@@ -103,34 +104,63 @@ class Bench:
 
 
 class Child:
-    """One engine in its process."""
+    """One engine in its process. first: seconds until it had answered for the first time."""
 
-    def __init__(self, name: str, path: str, threads: int):
+    PROGRAM: tuple[str, ...] = ("-m", "mirada.bench.engines")
+
+    def __init__(self, name: str, path: str, threads: int, program: tuple[str, ...] = PROGRAM):
         self.name, began = name, time.perf_counter()
-        command = [sys.executable, "-m", "mirada.bench.engines", name, path, str(threads)]
         environment = os.environ | {"OMP_NUM_THREADS": str(threads)}
-        self.process = subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE,
-                                        stderr=subprocess.PIPE, text=True, env=environment)
+        self.errors = tempfile.TemporaryFile("w+")  # a pipe that nobody empties would fill
+        self.process = subprocess.Popen(
+            [sys.executable, *program, name, path, str(threads)], stdin=subprocess.PIPE,
+            stdout=subprocess.PIPE, stderr=self.errors, text=True, env=environment)
         self._answer()
         self.first = time.perf_counter() - began
 
-    def ask(self, context: int, rows: int, new: int) -> dict:
+    def ask(self, **asked) -> dict:
         assert self.process.stdin is not None
-        print(json.dumps({"context": context, "rows": rows, "new": new}),
-              file=self.process.stdin, flush=True)
+        print(json.dumps(asked), file=self.process.stdin, flush=True)
         return self._answer()
 
     def _answer(self) -> dict:
-        assert self.process.stdout is not None and self.process.stderr is not None
+        assert self.process.stdout is not None
         line = self.process.stdout.readline()
         if line:
             return json.loads(line)
-        said = self.process.stderr.read().strip().splitlines() or ["it ended without a word"]
-        raise MiradaError(f"{self.name} could not run: {said[-1]}")
+        self.errors.seek(0)
+        raise _silent(self.name, self.errors.read())
 
     def close(self) -> None:
         self.process.kill()
         self.process.communicate()
+        self.errors.close()
+
+
+def _silent(name: str, errors: str) -> MiradaError:
+    said = errors.strip().splitlines() or ["it ended without a word"]
+    return MiradaError(f"{name} could not run: {said[-1]}")
+
+
+def ready(name: str, path: str, folder: str | Path) -> str:
+    """The file that an engine reads for the model of `path`, made in `folder` where it must be."""
+    if not hasattr(ENGINES[name], "made"):
+        return path
+    done = subprocess.run([sys.executable, *Child.PROGRAM, "make", name, path, str(folder)],
+                          capture_output=True, text=True)
+    if done.returncode:
+        raise _silent(name, done.stderr)
+    return done.stdout.strip()
+
+
+def installed(name: str) -> None:
+    """Raises MiradaError for an engine that is unknown or not there."""
+    if name not in ENGINES:
+        raise MiradaError(f"no engine is called {name!r}; there are {', '.join(ENGINES)}")
+    lacking = [n for n in ENGINES[name].NEEDS  # type: ignore[attr-defined]
+               if importlib.util.find_spec(n) is None]
+    if lacking:
+        raise MiradaError(f"{name} needs {' and '.join(lacking)}, which is not installed")
 
 
 def bench(path: str, against: tuple[str, ...] = (), *, threads: int = 2, rounds: int = 3,
@@ -142,21 +172,19 @@ def bench(path: str, against: tuple[str, ...] = (), *, threads: int = 2, rounds:
     and the others go on. Raises MiradaError for an engine that is unknown or not installed.
     """
     for name in against:
-        if name not in ENGINES:
-            raise MiradaError(f"no engine is called {name!r}; there are {', '.join(ENGINES)}")
-        lacking = [n for n in ENGINES[name].NEEDS  # type: ignore[attr-defined]
-                   if importlib.util.find_spec(n) is None]
-        if lacking:
-            raise MiradaError(f"{name} needs {' and '.join(lacking)}, which is not installed")
+        installed(name)
     progress("limits")
     where = Path(path)
     found = Bench(where.name, threads, _weights(where), limits(threads))
     children: dict[str, Child] = {}
+    made = tempfile.TemporaryDirectory(prefix="mirada-bench-")
     try:
         for name in dict.fromkeys(("mirada", *against)):
             progress(f"{name} starts")
             try:
-                children[name] = Child(name, path, threads)
+                folder = Path(made.name, name)
+                folder.mkdir()
+                children[name] = Child(name, ready(name, path, folder), threads)
             except MiradaError as error:
                 if name == "mirada":
                     raise
@@ -174,6 +202,7 @@ def bench(path: str, against: tuple[str, ...] = (), *, threads: int = 2, rounds:
     finally:
         for child in children.values():
             child.close()
+        made.cleanup()
     return found
 
 
@@ -181,7 +210,7 @@ def _time(found: Bench, children: dict[str, Child], name: str, child: Child, wor
           times: dict) -> None:
     context, rows, new = WORKS[work]
     try:
-        answer = child.ask(context, rows, new)
+        answer = child.ask(context=context, rows=rows, new=new)
     except MiradaError as error:
         found.failed[name] = f"{work}: {error}"
         child.close()

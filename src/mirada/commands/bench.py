@@ -10,8 +10,8 @@ HELP = "time a model: decoding, batches, prefill, first token, memory; beside ot
 def fill(parser) -> None:
     parser.add_argument("model", metavar="MODEL", help="a .gguf file, a folder or a short name")
     parser.add_argument("--against", metavar="NAMES", default="",
-                        help="engines, with commas between: transformers, llama.cpp, ctranslate2, "
-                        "mirada-torch")
+                        help="engines, with commas between: transformers, llama.cpp, openvino, "
+                        "ctranslate2, onnxruntime, mirada-torch")
     parser.add_argument("--threads", type=threads, metavar="N",
                         help="default: as many as torch would use")
     parser.add_argument("--rounds", type=int, default=3, metavar="N")

@@ -15,6 +15,7 @@ def model_argument(parser, name: str = "model", **more) -> None:
     parser.add_argument("--dtype", choices=DTYPES, help="convert the weights")
     parser.add_argument("--ignore", action="append", default=[], metavar="NAME",
                         help="a config key or tensor to leave unread (again for more)")
+    parser.add_argument("--adapter", metavar="FOLDER", help="put a LoRA adapter on the model")
     parser.add_argument("--hub", action="store_true", help="allow MODEL to be fetched by hub id")
 
 
@@ -26,7 +27,11 @@ def load(args):
     if getattr(args, "threads", None) is not None:
         torch.set_num_threads(args.threads)
     dtype = getattr(torch, args.dtype) if args.dtype else None
-    return registry.load(args.model, dtype=dtype, ignore=tuple(args.ignore), hub=args.hub)
+    model = registry.load(args.model, dtype=dtype, ignore=tuple(args.ignore), hub=args.hub)
+    if args.adapter is None:
+        return model
+    from mirada import edit
+    return edit.load_adapter(model, args.adapter)
 
 
 def threads(word: str) -> int:
@@ -71,6 +76,23 @@ def decoding_arguments(parser) -> None:
     parser.add_argument("--threads", type=threads, metavar="N", help="default: as many as cores")
     parser.add_argument("--stop", action="append", metavar="TEXT", help="end before this text")
     parser.add_argument("--system", metavar="TEXT", help="the system message of a chat model")
+
+
+def guessing_arguments(parser) -> None:
+    """Who guesses ahead (speculative decoding); the answer stays the same."""
+    either = parser.add_mutually_exclusive_group()
+    either.add_argument("--assistant", metavar="MODEL",
+                        help="a smaller model of the same vocabulary that guesses ahead")
+    either.add_argument("--lookup", type=int, nargs="?", const=8, metavar="N",
+                        help="guess up to N tokens ahead (8) where the text repeats itself")
+
+
+def guessing(args) -> dict:
+    """The options that guessing_arguments' words set."""
+    if args.assistant is None:
+        return {} if args.lookup is None else {"prompt_lookup_num_tokens": args.lookup}
+    from mirada import registry
+    return {"assistant_model": registry.load(args.assistant, hub=args.hub)}
 
 
 def decoding(args) -> dict:

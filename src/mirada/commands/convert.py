@@ -1,4 +1,6 @@
-"""mirada convert: from one kind of file to another."""
+"""mirada convert: from one kind of file to another, an adapter put into its model."""
+
+import sys
 
 from .common import load, model_argument
 
@@ -16,6 +18,11 @@ def fill(parser) -> None:
 def run(args) -> None:
     import json
 
-    from mirada import registry
-    path = registry.save(load(args), args.out, type=args.type)
+    from mirada import edit, registry
+    model = load(args)
+    if args.adapter is not None:
+        adapted, model = model, edit.merge(model)
+        print(f"merged; no output moved by more than {edit.merge_error(adapted, model):.2g}",
+              file=sys.stderr)
+    path = registry.save(model, args.out, type=args.type)
     print(json.dumps({"path": str(path)}) if args.json else path)

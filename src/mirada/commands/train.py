@@ -14,8 +14,10 @@ def fill(parser) -> None:
                         "or a .toml that says all of it")
     parser.add_argument("--data", nargs="+", metavar="FILE", help=".txt, .csv, .tsv or .jsonl")
     parser.add_argument("--column", metavar="NAME", help="where the text stands; default: text")
-    parser.add_argument("--objective", choices=("causal", "masked"),
-                        help="default: what the model's head is for")
+    parser.add_argument("--target", metavar="NAME", help="where a pair's second text stands; "
+                        "default: target")
+    parser.add_argument("--objective", metavar="NAME", help="causal, masked, span, denoise, "
+                        "translate ...; default: what the model's head is for")
     for flag, kind, words in (("steps", int, "updates in all; default: 1000"),
                               ("batch", int, "samples in an update; default: 8"),
                               ("parts", int, "read the batch in so many parts, for less memory"),
@@ -57,7 +59,7 @@ def run(args) -> None:
     show(args, _train(out, run, model, objective, args.show))
 
 
-_GIVEN = ("column", "objective", "length", "tokens")
+_GIVEN = ("column", "target", "objective", "length", "tokens")
 _PLAN = ("steps", "batch", "parts", "save", "seed")
 
 
@@ -84,17 +86,14 @@ def _next(model: str) -> Path:
 
 
 def _train(folder: Path, run, model, objective, every: int):
-    import torch
-
     from mirada import registry
-    from mirada.train import checkpoint, loop, terminal
+    from mirada.train import checkpoint, loop, memory, objectives, terminal
+    memory.keep_freed()
     plan = run.whole_plan()
     done = max(checkpoint.steps(folder / "checkpoints"), default=0)
     tokens = plan.batch * run.length
-    dtype = torch.bfloat16 if plan.dtype == "bfloat16" or (
-        plan.dtype == "auto" and loop.fast_bfloat16(model.device)) else model.dtype
     view = terminal.Terminal(plan.steps, done, tokens, terminal.flops(model, tokens, run.length),
-                             dtype)
+                             loop.precision(plan, model))
 
     def watch(line: dict) -> None:
         view(line)
@@ -107,7 +106,7 @@ def _train(folder: Path, run, model, objective, every: int):
         view.close()
     made = folder / "model"
     if result.reason == "done" and not made.exists():
-        registry.save(model, made)
+        registry.save(objectives.kept(model), made)
     return Told(folder, plan.steps, result)
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import UserDict
 from dataclasses import dataclass, field, replace
 
 import torch
@@ -74,7 +75,7 @@ class Mask:
     patterns: tuple[Strided | Blocked | Random, ...] = ()
     start: int | Tensor = 0
     slots: Tensor | None = None
-    memo: dict = field(default_factory=dict, repr=False)
+    memo: UserDict = field(default_factory=UserDict, repr=False)  # no dict: FSDP walks those
 
     def __and__(self, other: Mask) -> Mask:
         """Both must allow. The left side's geometry and memo travel on."""

@@ -20,6 +20,7 @@ def share(model: Model, unsaved: str | None = None) -> Model:
     """
     kept = {id(t): t for t in [*model.parameters(), *model.buffers()]}
     kept |= {id(x): x for x in (model.origin, model._tokenizer)}
+    kept[id(model.native)] = None  # a program is of the tree it was lowered from
     other = copy.deepcopy(model, kept)
     edits = model.origin.edits + ((unsaved,) if unsaved else ())
     other.origin = replace(model.origin, edits=edits)

@@ -19,10 +19,11 @@ from mirada.kernels.blocks import LAYOUTS, fitting
 from mirada.kernels.pack import pack
 from mirada.model import Model
 
+from .frozen import frozen
 from .gptq import calibrated
 from .share import share
 
-WORDS = {"int8": "I8", "int4": "Q4_0", "nf4": "NF4", "fp4": "FP4"}
+WORDS = {"int8": "I8", "int4": "Q4_0", "nf4": "NF4", "nf4d": "NF4D", "fp4": "FP4"}
 WIDE = (r"(^|\.)router$",)  # a few weights that decide which of the others run
 
 
@@ -30,14 +31,14 @@ def quantize(model: Model, to: str = "int8", *, tables: str | None = None,
              skip: Iterable[str] = (), calibrate: str | None = None) -> Model:
     """The model with the projections of its blocks in `to`; the one given stays.
 
-    to: int8 (one scale a row), int4 (Q4_0), nf4, fp4, or a type of kernels.blocks as GGUF names
-    it. tables: a type for the token table and the language-model head; they stay wide when None,
-    as do norms, biases, routers, poolers and classifiers. skip: regular expressions of paths that
-    stay wide too. Rows that no block fits stay wide; rows of no whole 256 take a type of 32
-    (kernels.blocks.SHORTER). int8 multiplies in eight bits too: faster than float32, and a little
-    further from it than the weights alone, which Q8_0 is. calibrate: a text of some thousand
-    words from which int4 learns its rounding (edit.gptq). Quantized weights do not train: all is
-    frozen.
+    to: int8 (one scale a row), int4 (Q4_0), nf4, nf4d (its scales in 8 bits), fp4, or a type of
+    kernels.blocks as GGUF names it. tables: a type for the token table and the language-model head;
+    they stay wide when None, as do norms, biases, routers, poolers and classifiers. skip: regular
+    expressions of paths that stay wide too. Rows that no block fits stay wide; rows of no whole
+    256 take a type of 32 (kernels.blocks.SHORTER). int8 multiplies in eight bits too: faster than
+    float32, and a little further from it than the weights alone, which Q8_0 is. calibrate: a text
+    of some thousand words from which int4 learns its rounding (edit.gptq). Quantized weights do
+    not train: all is frozen.
     Raises MiradaError for an unknown type or a model that is quantized already.
     """
     _check(model, to, tables)
@@ -56,18 +57,7 @@ def quantize(model: Model, to: str = "int8", *, tables: str | None = None,
         if isinstance(module, nn.Embedding):
             new[module].dtype = module.weight.dtype
     replaced(other, new)
-    return _frozen(other)
-
-
-def _frozen(model: Model) -> Model:
-    """The same numbers, none to be trained; the parameters that others hold stay as they are."""
-    still: dict[nn.Parameter, nn.Parameter] = {}
-    for module in model.modules():
-        for name, p in module._parameters.items():
-            if p is not None:
-                new = still.setdefault(p, nn.Parameter(p.detach(), requires_grad=False))
-                module._parameters[name] = new
-    return model
+    return frozen(other)
 
 
 def type_of(word: str) -> str:

@@ -11,6 +11,7 @@ from mirada.errors import MiradaError
 from mirada.model import Caches, Model
 
 from .defaults import token_id
+from .memory import Purse
 from .options import Options, whole
 from .rows import Rows
 
@@ -32,6 +33,7 @@ class Feed:
             self.start = self.prompt.new_full((len(self.prompt), 1), _first_id(model, options))
         self.options = options = options.sized(self.start.shape[1])
         self.room = _room(model, self.prompt, self.start, options)
+        self.purse: Purse | None = None  # of a new cache of torch's
         self.cache, self.fed = self._cache(), 0
         if self.cache is options.cache:
             self.fed = _held(options.cache, self.start)
@@ -50,7 +52,11 @@ class Feed:
             raise MiradaError(f"a cache in {o.cache} is the native runtime's, and this model runs "
                               f"with {lower.path(self.model)}")
         ahead = o.num_assistant_tokens if o.assistant_model else o.prompt_lookup_num_tokens
-        return self.model.new_cache(o.cache, size=self.start.shape[1] + self.room, margin=ahead)
+        most, copies = self.start.shape[1] + self.room, max(o.num_beams, o.num_return_sequences)
+        source = self.prompt.shape[1] if self.model.encoder_decoder else 0
+        self.purse = Purse(self.model, o.cache, len(self.start) * copies, most, source)
+        self.purse.reach(self.start.shape[1])
+        return self.model.new_cache(o.cache, size=most, margin=ahead)
 
     @property
     def first(self) -> Tensor | None:
@@ -83,6 +89,8 @@ class Feed:
         else:
             self._widen(self.fed + tokens.shape[1])
             given = {"input_ids": tokens}
+        if self.purse is not None:
+            self.purse.reach(self.fed + tokens.shape[1])
         out = self.model(**given, attention_mask=self.mask, cache=self.cache, logits_to_keep=keep)
         self.fed += tokens.shape[1]
         return out.logits[:, -keep:].to(torch.promote_types(out.logits.dtype, torch.float32))

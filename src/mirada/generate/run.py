@@ -11,8 +11,9 @@ from mirada.model import Model
 
 from . import stop
 from .chat import Conversation, Reply
-from .loop import generate
+from .loop import Run, generate
 from .options import Options
+from .speculate import Speculative
 from .text import TextStream, behind, needed, prompt_ids, text_stream
 
 HELP = ("/system TEXT, /undo, /retry, /save FILE, /load FILE, /reset; /exit (or Ctrl-D) leaves, "
@@ -39,7 +40,9 @@ def run(model: Model, prompt: str, *, system: str | None = None, raw: bool = Fal
     if as_json:
         print(json.dumps({
             "text": answer.text, "ids": answer.ids, "prompt_tokens": answer.prompt_tokens,
-            "seconds": answer.seconds, "finish_reason": answer.finish_reason}, ensure_ascii=False))
+            "seconds": answer.seconds, "finish_reason": answer.finish_reason,
+            **(answer.run.report() if isinstance(answer.run, Speculative) else {})},
+            ensure_ascii=False))
     else:
         print()
         print(figures(answer), file=sys.stderr)
@@ -72,13 +75,24 @@ def _beams(model: Model, ids: list[int], as_json: bool, goes_on: bool, stops: tu
 
 
 def figures(answer: TextStream, left: int | None = None) -> str:
-    """14 tokens in 0.6 s, 23.1 tokens/s; why it ended, where that is news; and how many tokens of
-    a conversation's context are left."""
+    """14 tokens in 0.6 s, 23.1 tokens/s; why it ended, where that is news; how many guesses were
+    right, where somebody guessed; and how many tokens of a conversation's context are left."""
     speed = answer.new_tokens / max(answer.seconds, 1e-9)
     why = {"length": "; cut off at --max-new-tokens", "context": "; the context is full"}
     rest = "" if left is None else f"; {left} tokens of the context are left"
     return (f"[{answer.new_tokens} tokens in {answer.seconds:.1f} s, {speed:.1f} tokens/s"
-            f"{why.get(answer.finish_reason, '')}{rest}]")
+            f"{why.get(answer.finish_reason, '')}{_guesses(answer.run)}{rest}]")
+
+
+def _guesses(run: Run) -> str:
+    if not isinstance(run, Speculative):
+        return ""
+    if not run.drafted:
+        return "; nothing was guessed"
+    faster = run.report()["speed_up"]
+    pace = f", {faster:.2f} times as fast" if faster else ""
+    return (f"; {run.accepted} of {run.drafted} guesses were right "
+            f"({run.accepted / run.drafted:.0%}){pace}")
 
 
 def talk(model: Model, *, system: str | None = None, context: int | None = None,

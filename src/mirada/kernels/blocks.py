@@ -1,6 +1,7 @@
 """Weights in blocks and their expansion to numbers: ggml's formats bit for bit as the `gguf`
-package's, and three of our own: NF4 and FP4 (QLoRA, 2305.14314) and I8 (a row's largest
-magnitude, as float32, and its codes: LLM.int8, 2208.07339). These are bitsandbytes' numbers.
+package's, and four of our own: NF4 and FP4 (QLoRA, 2305.14314) and I8 (a row's largest
+magnitude, as float32, and its codes: LLM.int8, 2208.07339), which are bitsandbytes' numbers; and
+NF4D, NF4 whose scales are rounded too (QLoRA's double quantization, sec. 3, over a row's blocks).
 
 A row of a matrix is a run of blocks; a block holds scales and packed codes of some elements.
 Every value is computed in float32 with one rounding per operation, then converted.
@@ -24,19 +25,25 @@ FP4 = torch.tensor([0, 0.0625, 8, 12, 4, 6, 2, 3, -0.0, -0.0625, -8, -12, -4, -6
 
 
 def block(type: str, nbytes: int | None = None, elements: int | None = None) -> tuple[int, int]:
-    """(elements, bytes) of one block of `type`. A row of I8 is one block: say how long it is."""
+    """(elements, bytes) of one block of `type`. A row of I8 or NF4D is one block: say how long."""
     if type not in LAYOUTS:
         raise MiradaError(f"type {type} cannot be expanded; readable are {', '.join(LAYOUTS)}")
-    if type == "I8":
-        elements = nbytes - 4 if elements is None else elements
-        return elements, elements + 4
+    if type in ROWS:
+        unit, head, size = ROWS[type]
+        elements = (nbytes - head) // size * unit if elements is None else elements
+        return elements, head + elements // unit * size
     return LAYOUTS[type][:2]
 
 
 def fitting(type: str, width: int) -> str | None:
     """The type for rows of `width` numbers: `type`, its shorter kin, or None."""
-    fits = (t for t in (type, SHORTER.get(type, type)) if width % block(t, elements=width)[0] == 0)
+    fits = (t for t in (type, SHORTER.get(type, type)) if width % unit(t) == 0)
     return next(fits, None)
+
+
+def unit(type: str) -> int:
+    """The length of a row of `type` is a multiple of this."""
+    return ROWS[type][0] if type in ROWS else block(type)[0]
 
 
 def row_elements(type: str, nbytes: int) -> int:
@@ -154,6 +161,17 @@ def _coded(book: Tensor):
     return read
 
 
+def _double(b: Tensor) -> Tensor:
+    """A row's least scale and their step, a byte for each 64 numbers' scale, their codes."""
+    count = (b.shape[1] - 8) // 33
+    low, step = b[:, :8].clone().view(torch.float32).split(1, 1)
+    scale = low + b[:, 8 : 8 + count].float() * step  # (rows, blocks)
+    codes = torch.stack([b[:, 8 + count :] >> 4, b[:, 8 + count :] & 15], dim=-1).int()
+    return (NF4.to(b.device)[codes].view(len(b), count, 64) * scale[..., None]).flatten(1)
+
+
+# type whose rows are one block -> (elements, bytes before, bytes for as many elements)
+ROWS = {"I8": (1, 4, 1), "NF4D": (64, 8, 33)}
 # name -> (elements in a block, bytes of a block, its expansion)
 GGML = {
     "F32": (1, 4, _plain(torch.float32)), "F16": (1, 2, _plain(torch.float16)),
@@ -161,4 +179,5 @@ GGML = {
     "Q4_1": (32, 20, _q4_1), "Q5_0": (32, 22, _q5_0), "Q5_1": (32, 24, _q5_1),
     "Q4_K": (256, 144, _q4_k), "Q5_K": (256, 176, _q5_k), "Q6_K": (256, 210, _q6_k),
 }
-LAYOUTS = GGML | {"NF4": (64, 36, _coded(NF4)), "FP4": (64, 36, _coded(FP4)), "I8": (0, 0, _i8)}
+LAYOUTS = GGML | {"NF4": (64, 36, _coded(NF4)), "FP4": (64, 36, _coded(FP4)), "I8": (0, 0, _i8),
+                  "NF4D": (0, 0, _double)}

@@ -10,7 +10,7 @@ from torch import Tensor
 
 from mirada.errors import MiradaError
 
-from .blocks import FP4, LAYOUTS, NF4, block
+from .blocks import FP4, LAYOUTS, NF4, block, unit
 
 CHUNK = 1 << 16  # numbers at a time: a search's temporaries stay in the processor's cache
 
@@ -21,9 +21,9 @@ def pack(x: Tensor, type: str) -> Tensor:
     Raises MiradaError where n is no whole number of blocks, or x holds NaN or infinity.
     """
     elements, size = block(type, elements=x.shape[-1])
-    if x.shape[-1] % elements or not x.numel():
+    if x.shape[-1] % unit(type) or not x.numel():
         raise MiradaError(f"rows of {x.shape[-1]} numbers are no whole number of {type} blocks of "
-                          f"{elements}")
+                          f"{unit(type)}")
     flat = x.detach().reshape(-1, elements)
     out = torch.empty(len(flat), size, dtype=torch.uint8, device=x.device)
     step = max(CHUNK // elements, 1)
@@ -175,17 +175,31 @@ def _centred(x: Tensor) -> Tensor:
     return best[1]
 
 
-def _coded(book: Tensor):
-    """The nearest of 16 numbers, after division by the block's largest magnitude."""
+def _nearest(x: Tensor, book: Tensor, d: Tensor) -> Tensor:
+    """x / d as the nearest of 16 numbers: their codes, two a byte."""
     order = book.argsort()
     between = (book[order][1:] + book[order][:-1]) / 2
+    near = torch.bucketize((x * _inverse(d)).contiguous(), between.to(x.device))
+    codes = order.to(x.device)[near].to(torch.uint8)
+    return codes[..., ::2] << 4 | codes[..., 1::2]
 
+
+def _coded(book: Tensor):
+    """The nearest of 16 numbers, after division by the block's largest magnitude."""
     def packed(x: Tensor) -> Tensor:
         d = x.abs().amax(1, keepdim=True)
-        near = torch.bucketize((x * _inverse(d)).contiguous(), between.to(x.device))
-        codes = order.to(x.device)[near].to(torch.uint8)
-        return torch.cat([_bytes(d), codes[:, ::2] << 4 | codes[:, 1::2]], 1)
+        return torch.cat([_bytes(d), _nearest(x, book, d)], 1)
     return packed
+
+
+def _double(x: Tensor) -> Tensor:
+    blocks = x.view(len(x), -1, 64)
+    d = blocks.abs().amax(2)  # (rows, blocks)
+    low, high = d.amin(1, keepdim=True), d.amax(1, keepdim=True)
+    step = (high - low) / 255
+    eights = ((d - low) * _inverse(step)).round()
+    codes = _nearest(blocks, NF4, (low + eights * step)[..., None]).flatten(1)
+    return torch.cat([_bytes(torch.cat([low, step], 1)), eights.to(torch.uint8), codes], 1)
 
 
 def _i8(x: Tensor) -> Tensor:
@@ -200,5 +214,6 @@ PACKED = {
     "Q5_0": lambda x: _five(_symmetric(x, 16)), "Q5_1": lambda x: _five(_offset(x, 31)),
     "Q4_K": _k(15, torch.arange(20) * 0.1 - 1), "Q5_K": _k(31, torch.arange(15) * 0.1 - 0.5),
     "Q6_K": _q6_k, "NF4": _coded(NF4), "FP4": _coded(FP4), "I8": _i8,
+    "NF4D": _double,
 }
 assert PACKED.keys() == LAYOUTS.keys()

@@ -123,6 +123,9 @@ INLINE float sum(f32x16 x) {
 }
 
 INLINE float largest(f32x16 x) {
+#if defined(__AVX512F__)
+    return _mm512_reduce_max_ps((__m512)x);
+#endif
     float most = x[0];
     for (int i = 1; i < LANES; i++) most = MAX(most, x[i]);
     return most;
@@ -172,6 +175,23 @@ INLINE f32x16 load_half(const uint16_t *p) {
 
 INLINE f32x16 load_brain(const uint16_t *p) {
     return (f32x16)(__builtin_convertvector(*(const any_u16x16 *)p, u32x16) << 16);
+}
+
+/* gcc makes one number after another of a conversion from bytes */
+INLINE f32x16 load_bytes(const uint8_t *p) {
+#if defined(__AVX512F__)
+    return (f32x16)_mm512_cvtepi32_ps(_mm512_cvtepu8_epi32(_mm_loadu_si128((const __m128i *)p)));
+#else
+    return __builtin_convertvector(*(const any_u8x16 *)p, f32x16);
+#endif
+}
+
+INLINE f32x16 load_signed(const int8_t *p) {
+#if defined(__AVX512F__)
+    return (f32x16)_mm512_cvtepi32_ps(_mm512_cvtepi8_epi32(_mm_loadu_si128((const __m128i *)p)));
+#else
+    return __builtin_convertvector(*(const any_i8x16 *)p, f32x16);
+#endif
 }
 
 /* acc[r] += dot of the four codes of lane r with the four signed bytes in x */
@@ -475,17 +495,18 @@ typedef void (*work)(void *job, int thread, int threads);
 
 static struct {
     pthread_mutex_t one, asleep;
-    pthread_cond_t wake;
+    pthread_cond_t wake, passed;
     pthread_t thread[THREADS];
-    int threads, pid;
+    int threads, active, pid; /* active: those that the job under way is for */
     work work;
     void *job;
-    atomic_int epoch, stop, arrived, sense;
+    atomic_int epoch, stop, arrived, sense, dozing;
     atomic_llong lost; /* nanoseconds of this job in which a thread waited for one without a core */
 } crew = {.one = PTHREAD_MUTEX_INITIALIZER, .asleep = PTHREAD_MUTEX_INITIALIZER,
-          .wake = PTHREAD_COND_INITIALIZER, .threads = 1};
+          .wake = PTHREAD_COND_INITIALIZER, .passed = PTHREAD_COND_INITIALIZER, .threads = 1};
 
 enum { PATIENCE = 2000 }; /* pauses, some 30 us: longer than any thread waits for one that runs */
+enum { DOZE = 300000 }; /* ns, then it is for one without a core: leave it that */
 
 static long long now(void) {
     struct timespec t;
@@ -500,18 +521,32 @@ static void rest(int spins) { /* another process may own the core that we wait f
 #endif
 }
 
+static void doze(int sense) {
+    pthread_mutex_lock(&crew.asleep);
+    atomic_fetch_add(&crew.dozing, 1);
+    while (atomic_load(&crew.sense) == sense) pthread_cond_wait(&crew.passed, &crew.asleep);
+    atomic_fetch_sub(&crew.dozing, 1);
+    pthread_mutex_unlock(&crew.asleep);
+}
+
+static void pass(int sense) {
+    atomic_store_explicit(&crew.arrived, 0, memory_order_relaxed);
+    atomic_store(&crew.sense, sense + 1);
+    if (!atomic_load(&crew.dozing)) return;
+    pthread_mutex_lock(&crew.asleep);
+    pthread_cond_broadcast(&crew.passed);
+    pthread_mutex_unlock(&crew.asleep);
+}
+
 static void barrier(int threads) {
     if (threads == 1) return;
     int sense = atomic_load_explicit(&crew.sense, memory_order_relaxed);
-    if (atomic_fetch_add(&crew.arrived, 1) == threads - 1) {
-        atomic_store_explicit(&crew.arrived, 0, memory_order_relaxed);
-        atomic_store(&crew.sense, sense + 1);
-        return;
-    }
+    if (atomic_fetch_add(&crew.arrived, 1) == threads - 1) return pass(sense);
     long long since = 0;
     for (int spins = 0; atomic_load_explicit(&crew.sense, memory_order_acquire) == sense; spins++) {
         if (spins == PATIENCE) since = now();
-        rest(spins);
+        if (since && now() - since > DOZE) doze(sense);
+        else rest(spins);
     }
     if (since) atomic_fetch_add(&crew.lost, now() - since);
 }
@@ -522,16 +557,19 @@ static void *member(void *number) {
         for (int n = 0; atomic_load(&crew.epoch) == seen && n < 2 * PATIENCE; n++) rest(n);
         pthread_mutex_lock(&crew.asleep);
         while (atomic_load(&crew.epoch) == seen) pthread_cond_wait(&crew.wake, &crew.asleep);
-        pthread_mutex_unlock(&crew.asleep);
+        int active = crew.active; /* with its epoch: a member that is late must not join twice */
         seen = atomic_load(&crew.epoch);
+        pthread_mutex_unlock(&crew.asleep);
         if (atomic_load(&crew.stop)) return NULL;
-        crew.work(crew.job, thread, crew.threads);
-        barrier(crew.threads);
+        if (thread >= active) continue;
+        crew.work(crew.job, thread, active);
+        barrier(active);
     }
 }
 
-static void call_up(void) {
+static void call_up(int active) {
     pthread_mutex_lock(&crew.asleep);
+    crew.active = active;
     atomic_fetch_add(&crew.epoch, 1);
     pthread_cond_broadcast(&crew.wake);
     pthread_mutex_unlock(&crew.asleep);
@@ -540,7 +578,7 @@ static void call_up(void) {
 static void dismiss(void) {
     if (crew.threads > 1 && crew.pid == getpid()) { /* a forked child has none to join */
         atomic_store(&crew.stop, 1);
-        call_up();
+        call_up(0);
         for (int i = 1; i < crew.threads; i++) pthread_join(crew.thread[i], NULL);
     }
     atomic_store(&crew.stop, 0);
@@ -550,17 +588,18 @@ static void dismiss(void) {
 }
 
 static void run(work work, void *job, int threads) {
-    if (threads != crew.threads || crew.pid != getpid()) {
+    if (threads > crew.threads || crew.pid != getpid()) {
         dismiss();
         crew.pid = getpid();
         while (crew.threads < threads && !pthread_create(&crew.thread[crew.threads], NULL, member,
                                                          (void *)(intptr_t)crew.threads))
             crew.threads++;
     }
+    int active = MIN(threads, crew.threads);
     crew.work = work, crew.job = job;
-    if (crew.threads > 1) call_up();
-    work(job, 0, crew.threads);
-    barrier(crew.threads);
+    if (active > 1) call_up(active);
+    work(job, 0, active);
+    barrier(active);
 }
 
 typedef struct { int type, rows, cols; const uint8_t *from; uint8_t *to; atomic_int next; } packing;
@@ -767,11 +806,10 @@ INLINE void codes_tile(const int kind, const int W, const uint8_t *tile, int col
             }
             const uint8_t *eight = tile + l.scale8 + g * (twice ? 32 : 16);
             if (twice) {
-                s = d * __builtin_convertvector(*(const any_i8x16 *)eight, f32x16);
-                s2 = d * __builtin_convertvector(*(const any_i8x16 *)(eight + 16), f32x16);
-            } else s = d * __builtin_convertvector(*(const any_u8x16 *)eight, f32x16);
-            const uint8_t *under = tile + l.least8 + g * 16;
-            if (least) low = -dm * __builtin_convertvector(*(const any_u8x16 *)under, f32x16);
+                s = d * load_signed((const int8_t *)eight);
+                s2 = d * load_signed((const int8_t *)eight + 16);
+            } else s = d * load_bytes(eight);
+            if (least) low = -dm * load_bytes(tile + l.least8 + g * 16);
         } else if (!whole) {
             s = load_half(scales + g * LANES);
             if (least) low = load_half(leasts + g * LANES);
@@ -979,7 +1017,7 @@ static void turn(step *s, const operator *o, int thread) {
 INLINE f32x16 kept(const int cache, const void *at, int64_t i) {
     if (cache == HALVES) return load_half((const uint16_t *)at + i);
     if (cache == FLOATS) return load((const float *)at + i);
-    return __builtin_convertvector(*(const any_i8x16 *)((const int8_t *)at + i), f32x16);
+    return load_signed((const int8_t *)at + i);
 }
 
 /* Scores of R queries with the 32 keys of a page, which lie transposed: [channel][slot]. Pages lie
@@ -1077,10 +1115,11 @@ static void soften(const operator *o, int position, float slope, int base, int k
     f32x16 most = splat(-1e30f), total = splat(0);
     for (int t = 0; t < keys; t += LANES) {
         f32x16 x = load(w + t);
-        i32x16 back = position - (base + t) - lane; /* how far behind the query */
+        int newest = position - (base + t), oldest = newest - LANES + 1; /* behind the query */
         if (o->cap) x = o->cap * vtanh(x / o->cap);
-        if (slope) x -= slope * real(back);
-        x = pick((back >= 0) & (back < far), x, splat(-1e30f));
+        if (slope) x -= slope * real(newest - lane);
+        if (oldest < 0 || newest >= far)
+            x = pick((newest - lane >= 0) & (newest - lane < far), x, splat(-1e30f));
         store(w + t, x), most = larger(most, x);
     }
     float top = part[0] = largest(most);
@@ -1101,7 +1140,9 @@ static void join(float *whole, const float *part, int values) { /* whole: parts 
 
 static void finish(step *s, const operator *o, int m, int head, const float *whole) {
     float *z = at(s, o->dst, m) + head * o->value;
-    for (int d = 0; d < o->value; d++) z[d] = whole[2 + d] / whole[1];
+    int d = 0;
+    for (; d + LANES <= o->value; d += LANES) store(z + d, load(whole + 2 + d) / whole[1]);
+    for (; d < o->value; d++) z[d] = whole[2 + d] / whole[1];
 }
 
 INLINE float *part_of(step *s, const operator *o, int m, int head, int span) {
@@ -1126,7 +1167,9 @@ static void attend_item(step *s, const operator *o, stretch x, int g, int span, 
     for (int r = 0; r < rows; r++) {
         int64_t m = x.first + r / shared, head = g * shared + r % shared;
         const float *from = at(s, o->src, m) + head * K;
-        for (int d = 0; d < K; d++) v.q[r * K + d] = from[d] * o->scale;
+        int d = 0;
+        for (; d + LANES <= K; d += LANES) store(v.q + r * K + d, load(from + d) * o->scale);
+        for (; d < K; d++) v.q[r * K + d] = from[d] * o->scale;
         memset(v.whole + r * size, 0, sizeof(float) * size), v.whole[r * size] = -1e30f;
     }
     for (span = first; span <= last; span++) {
@@ -1326,29 +1369,51 @@ static int run_step(const program *p, const batch *b, int threads) {
     return 0;
 }
 
-/* Threads that share their cores with another program wait for each other longer than they work:
-   then fewer run for a while. The numbers do not depend on how many there are. */
-static struct { int threads, trouble, quiet, wait; } pace = {THREADS, 0, 0, 32};
+/* Threads that share their cores with other programs may be slower together than with one less.
+   When they wait for each other, a few steps are tried with one less, and what took less time goes
+   on; so it is with one more, later. A trial that did not pay is put off twice as long. A step of
+   many tokens has long items, which whoever is there takes, and needs none of this. The numbers do
+   not depend on how many threads there are. */
+enum { TRIAL = 8, MANY = 64, SOON = 100000000, LATE = 1600000000 }; /* steps, tokens, nanoseconds */
+static struct {
+    int threads, change, tokens, steps; /* change: what the trial under way adds */
+    long long took[2], lost, wait, again;
+} pace = {.threads = THREADS, .wait = SOON};
 
-static void learn(int asked, int used, long long lost, long long took) {
-    if (used > 1 && lost * 3 > took * (used - 1)) {
-        if ((pace.trouble += 4) < 8) return;
-        pace.wait = pace.quiet < 16 ? MIN(2 * pace.wait, 1024) : 32;
-        pace.threads = used - 1, pace.trouble = pace.quiet = 0;
-    } else {
-        pace.trouble -= pace.trouble > 0, pace.quiet++;
-        if (used < asked && pace.quiet >= pace.wait) pace.threads = used + 1, pace.quiet = 0;
+static void learn(int asked, int tokens, long long took, long long end) {
+    int threads = MIN(asked, pace.threads), tried = pace.change != 0;
+    if (tokens != pace.tokens) { /* another kind of step: nothing to compare with */
+        pace.tokens = tokens, pace.threads = THREADS, pace.change = pace.steps = 0;
+        pace.took[0] = pace.lost = 0;
+        return;
     }
+    pace.took[tried] += took;
+    if (!tried) pace.lost += atomic_load(&crew.lost);
+    if (++pace.steps < TRIAL) return;
+    if (tried) {
+        int better = pace.took[1] * 10 < pace.took[0] * (pace.change < 0 ? 9 : 11); /* noise */
+        if (better) pace.threads = threads + pace.change;
+        pace.wait = better ? SOON : MIN(2 * pace.wait, LATE), pace.again = end + pace.wait;
+        pace.change = 0;
+    } else if (end >= pace.again) {
+        int waits = threads > 1 && pace.lost * 4 > pace.took[0];
+        pace.change = waits ? -1 : threads < asked;
+        pace.took[1] = 0;
+    }
+    pace.steps = 0;
+    if (!pace.change) pace.took[0] = pace.lost = 0;
 }
 
 /* 0: done; else which of its arguments is wrong (see wrong) or 6, no memory */
 int mirada_step(const program *p, const batch *b, int threads) {
     pthread_mutex_lock(&crew.one);
-    int asked = MAX(1, MIN(threads, THREADS)), used = MIN(asked, pace.threads);
-    long long start = now();
+    int asked = MAX(1, MIN(threads, THREADS)), used = asked;
+    if (b->tokens <= MANY) used = MAX(1, MIN(asked, MIN(asked, pace.threads) + pace.change));
+    long long start = now(), end;
     atomic_store(&crew.lost, 0);
     int bad = run_step(p, b, used);
-    learn(asked, used, atomic_load(&crew.lost), now() - start);
+    end = now();
+    if (b->tokens <= MANY && !bad) learn(asked, b->tokens, end - start, end);
     pthread_mutex_unlock(&crew.one);
     return bad;
 }

@@ -106,7 +106,8 @@ def intervene(model: nn.Module, *changes: dict | Change | list) -> Iterator[list
                 handles += follows
                 for change in here:
                     handles.append(_install(model, stack, spot, change))
-        yield checked
+        with sites.eager():
+            yield checked
     finally:
         for handle in handles:
             handle.remove()

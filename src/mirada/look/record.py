@@ -76,6 +76,11 @@ class Tape:
         return len(q), q.shape[1], T, T if taken[0].grows else k.shape[2]
 
     @property
+    def valued(self) -> bool:
+        """Whether values were recorded too (v=True)."""
+        return all(t.v is not None for runs in self.runs.values() for run in runs for t in run)
+
+    @property
     def selfcheck(self) -> float:
         """Largest difference, over the rows checked, of weights . values from what ran."""
         return max((self.error(layer, stack) for stack, layer in self.runs), default=0.0)
@@ -207,7 +212,7 @@ class Tape:
     def _stack(self, stack: str | None) -> str:
         if not self.runs:
             raise MiradaError("nothing was recorded: call the model inside `with m.record() as "
-                              "tape` (itself, not a compiled copy)")
+                              "tape`")
         if stack is None and len(self.stacks) > 1:
             stack = "decoder" if "decoder" in self.stacks else self.stacks[0]
         stack = stack or self.stacks[0]
@@ -315,7 +320,8 @@ def record(model: nn.Module, layers: list[int] | None = None, *, keep: str | Non
     True, the stream before every layer and after the last, or "sublayers", also what each adds; z:
     what each head brings; mlp: how far each neuron fires. device: where the tape lies, "cpu" to
     spare a GPU. Memory: queries and keys of those layers, and what is asked for besides. Record
-    greedy or sampled generation, not beams: their rows change places between steps.
+    greedy or sampled generation, not beams: their rows change places between steps. A compiled
+    model runs eagerly in here, and its outputs are those of the eager model.
     """
     if keep not in ("qk", "resid", None) or resid not in (True, False, "layers", "sublayers"):
         raise MiradaError(f"record(keep={keep!r}, resid={resid!r}): keep is 'qk', 'resid' or None; "
@@ -326,7 +332,8 @@ def record(model: nn.Module, layers: list[int] | None = None, *, keep: str | Non
         handles += _listen(tape, name, stack, wanted)
     model.tape = tape
     try:
-        yield tape
+        with sites.eager():
+            yield tape
     finally:
         model.tape = None
         for handle in handles:

@@ -5,7 +5,9 @@ Recording and intervening listen at the same boundaries, so both see every famil
 
 from __future__ import annotations
 
+import sys
 from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 
 import torch
@@ -32,6 +34,17 @@ class Spot:
     cached: bool = False
     ids: Tensor | None = None
     real: Tensor | None = None
+
+
+@contextmanager
+def eager() -> Iterator[None]:
+    """Within this context whatever was compiled runs as it is written, for compiled code passes the
+    boundaries by; its graphs stay, and run again afterwards."""
+    if "torch._dynamo" not in sys.modules:  # nothing was compiled, and the import takes a second
+        yield
+        return
+    with torch.compiler.set_stance("force_eager"):
+        yield
 
 
 def stacks(model: nn.Module) -> dict[str, Stack]:

@@ -26,6 +26,8 @@ from mirada.look import draw, intervene, record, sites
 TOKENS = 2048  # that run side by side; more cost memory and are no faster
 NULL = 32  # heads that an effect is compared with, or all others if they are fewer
 GRIDS = ("head_out", "attn", "cross", "mlp", "resid")
+CAUTION = ("A change shows what this model's answer owes to a place as things stand. Little may "
+           "mean that others step in (see backup); much, that nothing alike was ever seen.")
 Metric = Callable[[Any], Tensor]
 
 
@@ -123,7 +125,7 @@ class Sweep:
         """For programs."""
         tensors = {"effects": self.effects.tolist(), "base": self.base.tolist(),
                    "mean": self.mean.tolist()}
-        return {**vars(self), **tensors, "forwards": self.forwards}
+        return {**vars(self), **tensors, "forwards": self.forwards, "note": CAUTION}
 
     def __str__(self) -> str:
         what = {"head_out": "head", "resid": "position"}.get(self.site)
@@ -135,7 +137,7 @@ class Sweep:
             lines.append(f"  {where:22} {effect:+.4f}{_said(self.interval(layer, column))}  more "
                          f"than {self.percentile(layer, column):.0%} of others")
         lines.append(f"  {self.executed} blocks ran: {self.forwards:.1f} passes' worth")
-        return "\n".join(lines)
+        return "\n".join([*lines, CAUTION])
 
     def save(self, path) -> str:
         """Write the figures as .json, or layers and columns as a picture. Raises MiradaError."""
@@ -231,6 +233,7 @@ class Tail:
         self.x, self.clean = x, dict(clean)
         stack = _shallow(sites.stacks(model)[home])
         stack._modules["embed"] = self.given = Given()
+        self.given.x = x
         stack.order = stack.order[layer:]
         self.model = _shallow(model)
         if model.encoder_decoder:
@@ -242,6 +245,10 @@ class Tail:
                     self.clean.pop(name, None)
         else:
             self.model._modules["body"] = stack
+
+    def __call__(self):
+        """The model's output, from the stream that was given."""
+        return self.model(**self.clean)
 
     def run(self, cells: list, metric: Metric, rows: int) -> Iterator[Tensor]:
         """(B,) numbers of each change, several of them side by side as rows of one batch."""
@@ -371,13 +378,13 @@ class Effect:
         """For programs."""
         tensors = {name: getattr(self, name).tolist() for name in ("before", "after", "null")}
         return {"changes": self.changes, **tensors, "mean": self.mean, "interval": self.interval,
-                "percentile": self.percentile, "agreement": self.agreement}
+                "percentile": self.percentile, "agreement": self.agreement, "note": CAUTION}
 
     def __str__(self) -> str:
         lines = [f"{'; '.join(self.changes)}: {self.mean:+.4f}{_said(self.interval)}"]
         if len(self.null):
             lines.append(f"more than {self.percentile:.0%} of {len(self.null)} draws of others")
-        return "\n".join(lines)
+        return "\n".join([*lines, CAUTION])
 
 
 def effect(model: nn.Module, clean, metric: Metric, changes, *, null: int = 0, band: int = 1,
@@ -446,12 +453,12 @@ class Backup:
     def data(self) -> dict:
         """For programs."""
         return {"heads": self.heads, "singles": self.singles.tolist(), "joint": self.joint,
-                "backup": self.backup}
+                "backup": self.backup, "note": CAUTION}
 
     def __str__(self) -> str:
         alone = ", ".join(f"{layer}.{head} {x:+.4f}" for (layer, head), x in
                           zip(self.heads, self.singles.tolist(), strict=True))
-        return f"together {self.joint:+.4f}; alone {alone}; backup {self.backup:+.4f}"
+        return f"together {self.joint:+.4f}; alone {alone}; backup {self.backup:+.4f}\n{CAUTION}"
 
 
 def backup(model: nn.Module, clean, metric: Metric, heads: Sequence[tuple[int, int]], *,

@@ -43,18 +43,23 @@ FAMILIES = {  # model_type in a config file -> module here
     "vit": "vit",
     "xlm-roberta": "roberta",
 }
-GGUF = {  # general.architecture in a GGUF file -> module here
+GGUF = {  # general.architecture in a GGUF file -> module here; behind a colon: one of its kinds
+    "bert": "bert",
     "bloom": "bloom",
     "gemma": "gemma",
     "gemma2": "gemma2",
+    "gemma3": "gemma3",
     "gpt2": "gpt2",
     "gptneox": "neox",
     "llama": "llama",
+    "llama:experts": "mixtral",
+    "modern-bert": "modernbert",
     "mpt": "mpt",
     "qwen2": "qwen2",
     "qwen3": "qwen3",
     "starcoder": "starcoder",
     "starcoder2": "starcoder2",
+    "t5": "t5",
 }
 ALIASES = {  # names people say -> family:size here
 }

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import torch
 import torch.nn.functional as F
@@ -36,6 +36,12 @@ class Config:
     eps: float = key("layer_norm_eps", 1e-12, low=0)
     tied: bool = key("tie_word_embeddings", True)
     labels: int = 2
+    pooled: bool = True  # BertModel has its pooler
+
+    def settle(self, names: list[str]) -> Config:
+        """Sentence encoders are often published without the pooler (GGUF calls it `cls`)."""
+        return replace(self, pooled=any(n.endswith(("pooler.dense.weight", "cls.weight"))
+                                        for n in names))
 
 
 def block(c: Config, attention: Attention, kind=Block) -> Block:
@@ -78,7 +84,7 @@ HEADS = {
     "BertForMaskedLM": masked,
     "BertForPreTraining": lambda c, body: masked(c, body, PreTraining),
     "BertForNextSentencePrediction": lambda c, body: Classifier(c.d, 2, Pooler(c.d, nn.Tanh())),
-    "BertModel": lambda c, body: Pooled(Pooler(c.d, nn.Tanh())),
+    "BertModel": lambda c, body: Pooled(Pooler(c.d, nn.Tanh()) if c.pooled else None),
     "BertForSequenceClassification": lambda c, body: Classifier(
         c.d, c.labels, Pooler(c.d, nn.Tanh())),
     "BertForTokenClassification": lambda c, body: TokenClassifier(c.d, c.labels),

@@ -1,16 +1,10 @@
-"""What llama.cpp calls each family: its keys and tensors in GGUF, read and written.
-
-Our paths are the core's, one set for all families, so that one table of rows serves every decoder;
-a dialect says what differs. What llama.cpp's own graph takes for granted stands in `fixed`.
-"""
+"""What llama.cpp calls each family: its keys and tensors in GGUF, read and written."""
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
-
-from mirada.errors import MiradaError
-from mirada.models import gguf
-from mirada.weights.rows import SAME, RotaryPairs, Shifted, Split, Weights
+from mirada.errors import MiradaError, UntrustedInputError
+from mirada.models import gguf, ggufrows, windows
+from mirada.models.dialect import Dialect
 
 EPS = "attention.layer_norm_epsilon"
 TANH = ("gelu_pytorch_tanh", "gelu_new", "gelu_fast", "gelu_accurate")
@@ -18,129 +12,93 @@ GPT = {"block_count": "n_layer", "embedding_length": "n_embd", "context_length":
        "feed_forward_length": "n_inner", "attention.head_count": "n_head",
        EPS: "layer_norm_epsilon"}
 HF = {key: name for key, name in gguf.KEYS.items() if "rms" not in key and "key_" not in key}
-DOUBLE = "attention.value_length"  # as wide as a key here; llama.cpp wants both
 
 
-@dataclass(frozen=True)
-class Dialect:
-    """One architecture of llama.cpp.
-
-    head, model_type: what config.json calls it. keys: GGUF's key -> config.json's, dots for
-    objects inside. fixed: config key -> the values that mean the same; a read file gets the first.
-    fused: q, k, v are one tensor. pairs: q and k turn neighbours. plus: norms are stored + 1.
-    rotary: it has rope keys. hidden: feed_forward_length as a multiple of the width, where
-    config.json may be silent. constant: GGUF's key -> what every file of it says. same: config keys
-    that llama.cpp takes to be equal to others.
-    """
-
-    head: str
-    model_type: str
-    keys: dict[str, str]
-    fixed: dict[str, tuple] = field(default_factory=dict)
-    fused: bool = False
-    pairs: bool = False
-    plus: bool = False
-    rotary: bool = True
-    hidden: int | None = None
-    constant: dict = field(default_factory=dict)
-    same: dict = field(default_factory=dict)
-
-    def config(self, reader) -> dict:
-        """The config of a file in the names of config.json; see gguf.config."""
-        found = gguf.config(reader, self.keys, self.rotary, self.constant, self.hidden)
-        names, raw = set(reader.names()), {name: values[0] for name, values in self.fixed.items()}
-        raw |= {"model_type": self.model_type,
-                "tie_word_embeddings": "output.weight" not in names}
-        if self.pairs:
-            raw |= {"attention_bias": "blk.0.attn_q.bias" in names,
-                    "mlp_bias": "blk.0.ffn_up.bias" in names}
-        raw |= found | {name: found.get(other) for name, other in self.same.items()}
-        for name in [n for n in (*self.keys.values(), *self.fixed) if "." in n and n in raw]:
-            _put(raw, name, raw.pop(name))
-        return raw
-
-    def metadata(self, raw: dict, name: str) -> dict:
-        """The inverse: `raw` is a config.json, `name` the architecture in GGUF. Raises MiradaError
-        for what llama.cpp cannot be told."""
-        for key, allowed in self.fixed.items():
-            said = _get(raw, key)
-            if said not in allowed and not (said is None and allowed[0] in (None, False)):
-                raise MiradaError(f"GGUF has no word for {key} = {said!r}: llama.cpp's {name} "
-                                  f"takes {allowed[0]!r} for granted")
-        for key, other in self.same.items():
-            if raw.get(key) != raw.get(other):
-                raise MiradaError(f"GGUF has no word for {key} = {raw.get(key)!r}: llama.cpp's "
-                                  f"{name} takes that of {other}, {raw.get(other)!r}")
-        width, heads = (raw[self.keys[k]] for k in ("embedding_length", "attention.head_count"))
-        said = self.constant | {key: _get(raw, ours) for key, ours in self.keys.items()}
-        if self.hidden:
-            said["feed_forward_length"] = said.get("feed_forward_length") or self.hidden * width
-        said[DOUBLE] = said.get("attention.key_length")
-        if self.rotary:
-            said |= gguf.rope(raw, said.get("attention.key_length") or width // heads)
-        return {f"{name}.{key}": gguf.typed(key, value) for key, value in said.items()
-                if value is not None} | {f"{name}.vocab_size": raw["vocab_size"]}
-
-    def weights(self, c) -> Weights:
-        """The rows; `c` is the family's Config."""
-        heads, kv = c.heads, getattr(c, "kv_heads", None) or c.heads
-        norm = Shifted(1.0) if self.plus else SAME
-        sizes = None
-        if getattr(c, "shared", False):  # one key and value for all heads
-            sizes = (c.d, c.d // c.heads, c.d // c.heads)
-        turned = [RotaryPairs(heads), RotaryPairs(kv)] if self.pairs else [SAME, SAME]
-        look = [("blk.{i}.attn_qkv.{p}", "blocks.{i}.attn.f.(q|k|v).{p}", Split(3, sizes))]
-        if not self.fused:
-            look = [(f"blk.{{i}}.attn_{n}.{{p}}", f"blocks.{{i}}.attn.f.{n}.{{p}}", op)
-                    for n, op in zip("qkv", [*turned, SAME], strict=True)]
-        sandwich = self.model_type in ("gemma2", "gemma3_text")
-        return Weights([
-            ("token_embd.weight", "embed.token.weight"),
-            ("position_embd.weight", "embed.position.weight"),
-            ("token_embd_norm.{p}", "embed.norm.{p}"),
-            ("blk.{i}.attn_norm.{p}", "blocks.{i}.attn.pre.{p}", norm), *look,
-            ("blk.{i}.attn_q_norm.{p}", "blocks.{i}.attn.f.qk_norm.q.{p}", norm),
-            ("blk.{i}.attn_k_norm.{p}", "blocks.{i}.attn.f.qk_norm.k.{p}", norm),
-            ("blk.{i}.attn_output.{p}", "blocks.{i}.attn.f.o.{p}"),
-            ("blk.{i}.post_attention_norm.{p}", "blocks.{i}.attn.post.{p}", norm),
-            ("blk.{i}.ffn_norm.{p}", "blocks.{i}.mlp.pre.{p}", norm),
-            *((f"blk.{{i}}.ffn_{n}.{{p}}", f"blocks.{{i}}.mlp.f.{n}.{{p}}")
-              for n in ("gate", "up", "down")),
-            *[("blk.{i}.post_ffw_norm.{p}", "blocks.{i}.mlp.post.{p}", norm)] * sandwich,
-            ("output_norm.{p}", "norm.{p}", norm),
-            ("output.{p}", "head.out.{p}"),
-        ], carried=(gguf.FACTORS,))
+def find(reader) -> str:
+    """The name in DIALECTS of a file's architecture."""
+    experts = reader.metadata.get(f"{reader.architecture}.expert_count")
+    name = f"{reader.architecture}:experts"
+    return name if experts and name in DIALECTS else reader.architecture
 
 
-def _get(raw: dict, path: str):
-    for part in path.split("."):
-        raw = (raw or {}).get(part)
-    return raw
+def _turns(reader, raw: dict) -> dict:
+    """Which layers slide, where a file says it of each: True where one does."""
+    each = raw.get("sliding_window_pattern")
+    if not isinstance(each, list):
+        return {}
+    raw.pop("sliding_window_pattern")
+    return {"layer_types": [windows.KINDS[bool(slides)] for slides in each]}
 
 
-def _put(raw: dict, path: str, value) -> None:
-    *outer, last = path.split(".")
-    for part in outer:
-        raw = raw.setdefault(part, {})
-    raw[last] = value
+def _slides(raw: dict) -> dict:
+    return {PATTERN: [kind == windows.KINDS[1] for kind in raw["layer_types"]]}
 
 
+def _near_and_far(reader, raw: dict) -> dict:
+    if reader.metadata.get("modern-bert.rope.scaling.type", "none") != "none":
+        raise UntrustedInputError(reader.path, "modern-bert.rope.scaling.type", "the rotation of "
+                                  "this architecture has no scaling")
+    period = raw.pop("sliding_window_pattern", 3)
+    found = _turns(reader, {"sliding_window_pattern": period})
+    return found or {"global_attn_every_n_layers": period}
+
+
+def _segments(reader, raw: dict) -> dict:
+    return {"type_vocab_size": reader.shape("token_types.weight")[0]}
+
+
+def _text_to_text(reader, raw: dict) -> dict:
+    """The gate shows in the tensors; a file that names no pad or end means the usual ones."""
+    gated = "enc.blk.0.ffn_gate.weight" in reader.names()
+    ids = {name: raw.get(name) if raw.get(name) is not None else usual
+           for name, usual in (("pad_token_id", 0), ("eos_token_id", 1))}
+    return ids | {"feed_forward_proj": "gated-gelu" if gated else "relu"}
+
+
+def _experts(reader, raw: dict) -> dict:
+    """As many as one tensor holds, or nothing is built: a file may claim any number."""
+    count, name = raw["num_local_experts"], "blk.0.ffn_gate_exps.weight"
+    held = reader.shape(name)[0] if name in reader.names() else 0
+    if type(count) is not int or not 0 < count == held <= 512:  # llama.cpp's own most
+        raise UntrustedInputError(reader.path, "llama.expert_count", f"{count!r} experts, and "
+                                  f"{name} holds {held}, where at most 512 are read")
+    return {}
+
+
+def _depths(raw: dict) -> dict:
+    if raw["num_decoder_layers"] > raw["num_layers"]:
+        raise MiradaError(f"llama.cpp cannot load {raw['num_decoder_layers']} decoder layers "
+                          f"beside {raw['num_layers']} encoder layers, only as many or fewer")
+    return {}
+
+
+PATTERN = "attention.sliding_window_pattern"
+WINDOW = {"attention.sliding_window": "sliding_window"}
 GEMMA = {"hidden_act": TANH, "attention_bias": (False,), "tie_word_embeddings": (True,)}
 DIALECTS = {
-    "llama": Dialect("LlamaForCausalLM", "llama", gguf.KEYS, {"hidden_act": ("silu", "swish")},
-                     pairs=True),
+    "llama": Dialect("LlamaForCausalLM", "llama", gguf.KEYS, {
+        "hidden_act": ("silu", "swish"), "sliding_window": (None,)}, pairs=True,
+        also=("MistralForCausalLM",)),
+    "llama:experts": Dialect("MixtralForCausalLM", "mixtral", gguf.KEYS | {
+        "expert_count": "num_local_experts", "expert_used_count": "num_experts_per_tok"}, {
+        "hidden_act": ("silu", "swish"), "sliding_window": (None,)}, pairs=True,
+        reads=_experts),
     "qwen2": Dialect("Qwen2ForCausalLM", "qwen2", gguf.KEYS, {
         "hidden_act": ("silu", "swish"), "use_sliding_window": (False,)}),
     "qwen3": Dialect("Qwen3ForCausalLM", "qwen3", gguf.KEYS, {
         "hidden_act": ("silu", "swish"), "use_sliding_window": (False,),
         "attention_bias": (False,)}),
     "gemma": Dialect("GemmaForCausalLM", "gemma", gguf.KEYS, GEMMA, plus=True),
-    "gemma2": Dialect("Gemma2ForCausalLM", "gemma2", gguf.KEYS | {
-        "attention.sliding_window": "sliding_window",
+    "gemma2": Dialect("Gemma2ForCausalLM", "gemma2", gguf.KEYS | WINDOW | {
         "attn_logit_softcapping": "attn_logit_softcapping",
         "final_logit_softcapping": "final_logit_softcapping"},
         GEMMA | {"sliding_window_pattern": (2,)}, plus=True,
         same={"query_pre_attn_scalar": "head_dim"}),
+    "gemma3": Dialect("Gemma3ForCausalLM", "gemma3_text", gguf.KEYS | WINDOW | {
+        PATTERN: "sliding_window_pattern", "rope.freq_base_swa": "rope_local_base_freq",
+        "final_logit_softcapping": "final_logit_softcapping"},
+        GEMMA | {"attn_logit_softcapping": (None,)}, plus=True,
+        same={"query_pre_attn_scalar": "head_dim"}, reads=_turns, writes=_slides),
     "gpt2": Dialect("GPT2LMHeadModel", "gpt2", GPT, {
         "activation_function": ("gelu_new", *TANH), "scale_attn_weights": (True,),
         "scale_attn_by_inverse_layer_idx": (False,)}, fused=True, rotary=False, hidden=4),
@@ -164,4 +122,29 @@ DIALECTS = {
         "attention.clamp_kqv": "attn_config.clip_qkv",
         "attention.max_alibi_bias": "attn_config.alibi_bias_max"}, {
         "attn_config.softmax_scale": (None,)}, fused=True, rotary=False, hidden=4),
+    "bert": Dialect("BertModel", "bert", {
+        **{key: name for key, name in HF.items() if "kv" not in key}, EPS: "layer_norm_eps"}, {
+        "hidden_act": ("gelu", *TANH)}, rotary=False, rows=ggufrows.encoder, reads=_segments,
+        constant={"attention.causal": False, "pooling_type": 1}),  # mean
+    "modern-bert": Dialect("ModernBertModel", "modernbert", {
+        **{key: name for key, name in HF.items() if "kv" not in key}, EPS: "norm_eps",
+        "attention.sliding_window": "local_attention", PATTERN: "sliding_window_pattern",
+        "rope.freq_base": "global_rope_theta", "rope.freq_base_swa": "local_rope_theta"}, {
+        "hidden_activation": ("gelu", *TANH), "norm_bias": (False,), "attention_bias": (False,),
+        "mlp_bias": (False,)}, rotary=False, rows=ggufrows.near_and_far, reads=_near_and_far,
+        writes=_slides, constant={"attention.causal": False, "pooling_type": 1}),
+    "t5": Dialect("T5ForConditionalGeneration", "t5", {
+        "context_length": "n_positions", "embedding_length": "d_model",
+        "feed_forward_length": "d_ff", "block_count": "num_layers",
+        "decoder_block_count": "num_decoder_layers", "attention.head_count": "num_heads",
+        "attention.key_length": "d_kv", EPS: "layer_norm_epsilon",
+        "attention.layer_norm_rms_epsilon": "layer_norm_epsilon",
+        "attention.relative_buckets_count": "relative_attention_num_buckets",
+        "decoder_start_token_id": "decoder_start_token_id"}, {
+        "feed_forward_proj": ("relu", "gated-gelu"), "relative_attention_max_distance": (128,)},
+        rotary=False, rows=ggufrows.both, reads=_text_to_text, writes=_depths,
+        constant={"context_length": 512},
+        # llama.cpp scales no logits; older, tied models mean scaled ones and sample cooler there
+        same={"scale_decoder_outputs": "tie_word_embeddings"},
+        also=("MT5ForConditionalGeneration", "T5WithLMHeadModel")),
 }

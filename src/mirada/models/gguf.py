@@ -42,12 +42,11 @@ def config(reader, keys=KEYS, rotary=True, constant=None, hidden=None) -> dict:
     said = {k.removeprefix(start): v for k, v in reader.metadata.items() if k.startswith(start)}
     raw = {keys[name]: int(value) if name in WHOLE else value
            for name, value in said.items() if name in keys}
-    if "attention.key_length" in keys:
-        for name in WIDTHS:
-            if name in said and raw.setdefault("head_dim", said[name]) != said[name]:
-                raise _refuse(reader, start + name, f"is {said[name]}, and a head has "
-                              f"{raw['head_dim']} channels; only whole heads of one width can be "
-                              "read")
+    width = keys.get("attention.key_length")
+    for name in WIDTHS if width else ():
+        if name in said and raw.setdefault(width, said[name]) != said[name]:
+            raise _refuse(reader, start + name, f"is {said[name]}, and a head has {raw[width]} "
+                          "channels; only whole heads of one width can be read")
     usual = NEUTRAL | {"attention.head_count_kv": said.get(HEADS)} | (constant or {})
     usual |= {"feed_forward_length": hidden * said.get("embedding_length", 0)} if hidden else {}
     unknown = {start + name: value for name, value in said.items()
@@ -60,6 +59,7 @@ def rope(raw: dict, width: int) -> dict:
     """The rope keys of a config.json, for heads `width` wide. Raises MiradaError for a scaling
     that GGUF has no keys for. `factors` has what keys cannot say."""
     inner = raw["rope_parameters"]
+    inner = inner.get("full_attention", inner)  # of layers that slide, another key says it
     kind, part = inner.get("rope_type", "default"), inner.get("partial_rotary_factor", 1.0)
     if kind not in ("default", "linear", "yarn", "llama3", "longrope"):
         raise MiradaError(f"GGUF has no keys for rotary positions of type {kind!r}")

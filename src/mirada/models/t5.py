@@ -62,7 +62,8 @@ class Config:
     def settle(self, names: list[str]) -> Config:
         """Today's files call every model tied: one is not where a head of its own lies beside
         unscaled logits. Older files of v1.0 hold the shared table under the head's name too."""
-        return replace(self, tied=self.scaled or "lm_head.weight" not in names)
+        apart = {"lm_head.weight", "output.weight"} & set(names)  # the second is GGUF's
+        return replace(self, tied=self.scaled or not apart)
 
 
 def build(c: Config) -> EncoderDecoder:

@@ -4,15 +4,18 @@ safetensors bytes."""
 from __future__ import annotations
 
 import json
+import math
+from itertools import count
 
 import numpy
 import torch
 from torch import Tensor
 
+from mirada.errors import MiradaError
 from mirada.look import paths, reduce
 from mirada.look.logits import dla as mirada_dla
 from mirada.look.logits import lens as mirada_lens
-from mirada.look.neurons import firing
+from mirada.look.neurons import firing, neuron_terms, top_tokens
 from mirada.look.record import Tape
 from mirada.look.redundancy import redundant
 
@@ -23,6 +26,7 @@ from .query import Query
 from .runs import Run
 
 SCORES = 1 << 26  # numbers of logits that a lens may make at a time, 256 MB
+AT_ONCE = 64  # tokens whose vocabularies are scored together
 NAMED = 8192  # tokens that are named at once
 ROLLED = 1024  # tokens of a whole rollout, a product of squares
 NARROWER = "ask for fewer rows=, cols= or heads=, for enc=u8sqrt, or for the overview with pool="
@@ -118,18 +122,15 @@ def qk(run: Run, query: Query, stack: str, layer: int, head: int) -> bytes:
     _inside("head", head, H)
     i, j = query.number("i", None, 0, T - 1), query.number("j", -1, -1, S - 1)
     one = range(S) if j < 0 else range(j, j + 1)
-    q, k, dot, score, scale, cap = _scored(tape, stack, layer, [head], range(i, i + 1))
-    seen = torch.isfinite(score[0, 0])
-    added = torch.where(seen, score[0, 0] - dot[0, 0], 0.0)
-    weight = tape.pattern(layer, [head], range(i, i + 1), stack)[0, 0, 0]
-    tensors = {"dot": dot[0, 0], "bias": added, "score": score[0, 0], "weight": weight}
-    found = {name: encode(x[one.start : one.stop], "f32")[0] for name, x in tensors.items()}
-    found |= {"q": encode(q[0, 0], "f32")[0], "k": encode(k[0, one.start : one.stop], "f32")[0]}
-    kv_heads = run.served.data["stacks"]
-    group = next(s for s in kv_heads if s["id"] == stack)["layers"][layer]
-    return packed(found, stack=stack, layer=layer, heads=head, rows=i,
-                  cols=f"{one.start}:{one.stop}", scale=scale, cap=cap,
-                  kv_head=head * group["kv_heads"] // group["heads"])
+    found = neuron_terms(tape, layer, head, i, stack=stack)
+    dot = found.products.sum(-1)
+    added = torch.where(found.seen, found.score - dot, 0.0)
+    tensors = {"dot": dot, "bias": added, "score": found.score, "weight": found.weight,
+               "k": found.k}
+    some = {name: encode(x[one.start : one.stop], "f32")[0] for name, x in tensors.items()}
+    some["q"] = encode(found.q, "f32")[0]
+    return packed(some, stack=stack, layer=layer, heads=head, rows=i, cap=found.cap,
+                  cols=f"{one.start}:{one.stop}", scale=found.scale, kv_head=found.kv_head)
 
 
 def resid(run: Run, query: Query) -> bytes:
@@ -159,6 +160,24 @@ def logits(run: Run, query: Query, pos: int) -> bytes:
     _inside("pos", pos, len(run.tokens[run.main]))
     return packed({"logits": encode(run.logits(pos), enc)[0]}, enc=enc, layout="full", rows=pos,
                   stack=run.main, scale=1.0)
+
+
+def surprise(run: Run, query: Query) -> bytes:
+    """How sure the model is at each token, and how likely it held the one that came."""
+    live(run)
+    T = len(run.tokens[run.main])
+    if T * run.served.data["vocab"] > SCORES:
+        raise Refused(413, "too_large", f"each of {T:,} tokens would have its whole vocabulary "
+                      "scored, which is too much", advice="run a shorter text")
+    entropy, came = torch.zeros(T), torch.full((T,), float("nan"))
+    for a in range(0, T, AT_ONCE):
+        chances = run.scores(a, a + AT_ONCE).double().log_softmax(-1)
+        entropy[a : a + AT_ONCE] = -(chances.exp() * chances).sum(-1) / math.log(2)
+        ahead = run.served.output == "next"
+        ids = [t["id"] for t in run.tokens[run.main][a + ahead : a + ahead + len(chances)]]
+        own = chances[: len(ids)].exp().gather(1, torch.tensor(ids)[:, None])[:, 0]
+        came[a : a + len(ids)] = own.float()
+    return packed({"entropy": entropy.numpy(), "came": came.numpy()}, stack=run.main)
 
 
 def lens(run: Run, query: Query) -> bytes:
@@ -210,6 +229,20 @@ def mlp(run: Run, query: Query, layer: int) -> dict:
     return {"stack": stack, "layer": layer, "pos": pos, "width": found.width, "neurons": units,
             "snippet": snippet(run, "keep=None, mlp=True", "mirada.look.firing(tape, "
                                f"{layer}, {pos}, top={top}, stack={stack!r})")}
+
+
+def fires(served, given: dict, job) -> dict:
+    """Where some neurons fire most in a user's own texts, as a job."""
+    model, steps = served.twin(), count(1)
+    job.progress(0, len(given["texts"]), "reading texts")
+    model.register_forward_pre_hook(
+        lambda module, args: job.progress(next(steps), len(given["texts"])))
+    stack = given.get("stack", served.data["stacks"][0]["id"])
+    if stack not in {s["id"] for s in served.data["stacks"]}:
+        raise MiradaError(f"this model has no {stack}")
+    found = top_tokens(model, given["texts"], given["layer"], given["neurons"],
+                       k=given.get("top", 8), stack=stack).data()
+    return {**found, "stack": stack}
 
 
 def flow(run: Run, query: Query) -> dict | bytes:
@@ -314,30 +347,26 @@ def _values(run: Run, tape: Tape, stack: str, layer: int, heads: list[int], rows
     """(h, R, S) weights, lengths of what they bring, or scores."""
     if value == "score":
         live(run)
-        return _scored(tape, stack, layer, heads, rows)[3]
+        return _scores(tape, stack, layer, heads, rows)
     if value == "norm":
         live(run)
         return tape.values_norm(layer, heads, rows, stack)[0]
     return tape.pattern(layer, heads, rows, stack)[0]
 
 
-def _scored(tape: Tape, stack: str, layer: int, heads: list[int], rows: range):
-    """(q (h, R, K), k (S, K) of each head, scale * q.k, scores, scale, cap), in float32 or wider.
-
-    A run is one pass without a cache, so that its keys lie in order from 0.
-    """
-    reading = tape.read(layer, None, stack)
-    (t,), (q,), k = reading.taken, reading.q, reading.k
-    wide = torch.promote_types(q.dtype, torch.float32)
-    group, S = q.shape[1] // k.shape[1], k.shape[2]
-    some_q = q[0, heads, rows.start : rows.stop].to(wide)
-    some_k = k[0, [h // group for h in heads]].to(wide)
-    dot = some_q @ some_k.mT * t.scale  # (h, R, S)
-    score = dot if t.cap is None else t.cap * torch.tanh(dot / t.cap)
-    if t.bias is not None:
-        score = score + t.bias.rows(q, k, rows.start, rows.stop)[0, heads]
-    if not t.mask.trivial(q.shape[2], S):
-        seen = t.mask.rows(rows.start, rows.stop, q.shape[2], S, k.device)[0]
+def _scores(tape: Tape, stack: str, layer: int, heads: list[int], rows: range) -> Tensor:
+    """(h, R, S) before the softmax, in float32 or wider. A run is one pass without a cache, so that
+    its keys lie in order from 0."""
+    ((_, call),) = tape.read(layer, None, stack).calls()
+    q, k = call.q, call.kv.k
+    wide, group = torch.promote_types(q.dtype, torch.float32), q.shape[1] // k.shape[1]
+    score = q[0, heads, rows.start : rows.stop].to(wide) @ k[
+        0, [h // group for h in heads]].to(wide).mT * call.scale  # (h, R, S)
+    if call.cap is not None:
+        score = call.cap * torch.tanh(score / call.cap)
+    if call.bias is not None:
+        score = score + call.bias.rows(q, k, rows.start, rows.stop)[0, heads]
+    if not call.mask.trivial(q.shape[2], k.shape[2]):
+        seen = call.mask.rows(rows.start, rows.stop, q.shape[2], k.shape[2], k.device)[0]
         score = score.masked_fill(~seen, float("-inf"))
-    return some_q, some_k, dot, score, t.scale, t.cap
-
+    return score

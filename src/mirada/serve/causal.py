@@ -7,6 +7,7 @@ from torch import Tensor
 
 from mirada.errors import MiradaError
 from mirada.look import sweeps
+from mirada.look.intervene import difference
 
 from . import answers
 from .errors import Refused, missing
@@ -36,6 +37,14 @@ def effect(run: Run, runs: Runs, asked: dict) -> dict:
     said = OWN_MEAN if any(c["op"] == "mean" and "source" not in c for c in changes) else None
     found = {"before": _outcome(run, before, token, other),
              "after": _outcome(run, after, token, other)}
+    if asked.get("apart"):
+        found["apart"] = [_alone(run, c, pos, token, other) - found["before"]["logit_diff"]
+                          for c in changes]
+    if asked.get("null"):
+        metric = _difference(token, other, pos)
+        with run.served.lock:
+            found["percentile"] = 100 * sweeps.effect(
+                run.served.model, run.batch, metric, changes, null=asked["null"]).percentile
     return {
         **found, "pos": pos, "token": run.served.choice(token), "other": run.served.choice(other),
         "metrics": {
@@ -44,6 +53,21 @@ def effect(run: Run, runs: Runs, asked: dict) -> dict:
             "probability": (b[token].exp() - a[token].exp()).item()},
         "identical": torch.equal(before, after), "reference": said,
         "snippet": _snippet(run, changes, sources, _read(out, pos), token, other)}
+
+
+def _alone(run: Run, change: dict, pos: int, token: int, other: int) -> float:
+    with run.served.lock, torch.no_grad(), run.served.model.intervene(change):
+        x = _scores(run, run.served.model(**run.batch), pos)
+    return (x[token] - x[other]).item()
+
+
+def _difference(token: int, other: int, pos: int):
+    """The metric of the lab: the logit of one token less that of another."""
+    def metric(out) -> Tensor:
+        x = sweeps.logits(out)
+        row = x if x.ndim == 2 else x[:, pos]
+        return row[:, token] - row[:, other]
+    return metric
 
 
 def answered(run: Run, pos: int) -> Tensor:
@@ -63,27 +87,44 @@ def chosen(scores: Tensor, asked: dict) -> tuple[int, int]:
     return token, other
 
 
-def sweep(run: Run, asked: dict, job: Job) -> dict:
-    """The sweep of the schema: each head's ablation alone, layer by layer."""
+def donor(run: Run, runs: Runs, asked: dict) -> Run | None:
+    """The run that a sweep's patches are taken from. Raises MiradaError, with the aligned
+    difference, where its texts have other numbers of tokens."""
+    if asked.get("op") != "patch":
+        return None
+    if "source" not in asked:
+        raise MiradaError("patch takes its values from another run: give source")
+    found = _of_the_same_model(run, runs, asked["source"])
+    for stack, tokens in run.tokens.items():
+        theirs, ours = ([t["id"] for t in row] for row in (found.tokens[stack], tokens))
+        if len(theirs) != len(ours):
+            raise MiradaError(f"the source has {len(theirs)} tokens and this text {len(ours)}: "
+                              f"{difference(theirs, ours, run.served.model)}. Use texts of the "
+                              "same number of tokens")
+    return found
+
+
+def sweep(run: Run, given: Run | None, asked: dict, job: Job) -> dict:
+    """The sweep of the schema: the same change at each head, sublayer or position, one at a time,
+    layer by layer. given: what donor found."""
     answers.live(run)
     pos, stack, op = _position(run, asked), asked.get("stack", run.main), asked.get("op", "mean")
+    site = asked.get("site", "head_out")
     token, other = chosen(answered(run, pos), asked)
-
-    def metric(out) -> Tensor:
-        x = sweeps.logits(out)
-        row = x if x.ndim == 2 else x[:, pos]
-        return row[:, token] - row[:, other]
-
+    source = None if given is None else given.again(keep=None, **_kept({"site": site}))
     L = next(len(s["layers"]) for s in run.served.data["stacks"] if s["id"] == stack)
     model, effects, made = run.served.twin(), [], None
     for layer in range(L):
-        job.progress(layer, L, "ablating heads")
-        made = sweeps.sweep(model, run.batch, metric, op=op, stack=stack, layers=[layer])
+        job.progress(layer, L, "ablating heads" if op != "patch" else "patching")
+        made = sweeps.sweep(model, run.batch, _difference(token, other, pos), op=op, site=site,
+                            stack=stack, layers=[layer], source=source)
         effects.append(made.mean[0].tolist())
-    asking = f"op={op!r}, stack={stack!r}"
-    return {"stack": stack, "op": op, "metric": "logit difference", "before": made.base.item(),
-            "pos": pos, "token": run.served.choice(token), "other": run.served.choice(other),
-            "reference": OWN_MEAN if op == "mean" else None, "effects": effects,
+    asking = f"op={op!r}, site={site!r}, stack={stack!r}"
+    asking += "" if given is None else f", source={answers.written(given.batch)}"
+    return {"stack": stack, "op": op, "site": site, "metric": "logit difference",
+            "before": made.base.item(), "pos": pos, "token": run.served.choice(token),
+            "other": run.served.choice(other), "effects": effects,
+            "reference": OWN_MEAN if op == "mean" else None,
             "snippet": f"import mirada, torch\nfrom mirada.look import sweeps\n"
             f"m = {run.served.loading}\nbatch = {answers.written(run.batch)}\n"
             f"metric = sweeps.logit_difference({token}, {other}, at={pos})\n"
@@ -130,10 +171,15 @@ def _change(run: Run, runs: Runs, given: dict) -> tuple[dict, Run | None]:
         if given["op"] == "resample":
             raise MiradaError("resample takes its values from another run: give source")
         return change, None
-    source = runs.find(given["source"])
-    if source.served is not run.served:
-        raise Refused(409, "conflict", "the source is a run of another model", field="source")
+    source = _of_the_same_model(run, runs, given["source"])
     return {**change, "source": source.again(**_kept(given))}, source
+
+
+def _of_the_same_model(run: Run, runs: Runs, id: str) -> Run:
+    found = runs.find(id)
+    if found.served is not run.served:
+        raise Refused(409, "conflict", "the source is a run of another model", field="source")
+    return found
 
 
 def _kept(given: dict) -> dict:

@@ -133,6 +133,12 @@ class Explorer:
         job = self.jobs.start("roles", lambda job: heads.roles(served, given, job))
         return as_json(job.data(), 202)
 
+    def find_firing(self, id: str, query: Query, given: dict) -> Answer:
+        schema.check(given, "firing_request")
+        served = self.served(id)
+        job = self.jobs.start("firing", lambda job: answers.fires(served, given, job))
+        return as_json(job.data(), 202)
+
     # Runs
 
     def list_runs(self, query: Query) -> dict:
@@ -176,7 +182,8 @@ class Explorer:
         schema.check(given, "sweep_request")
         run = self.runs.find(id)
         answers.live(run)
-        job = self.jobs.start("sweep", lambda job: causal.sweep(run, given, job))
+        donor = causal.donor(run, self.runs, given)
+        job = self.jobs.start("sweep", lambda job: causal.sweep(run, donor, given, job))
         return as_json(job.data(), 202)
 
     # Jobs
@@ -216,6 +223,7 @@ ROUTES: tuple[tuple[str, str, Callable[..., Any]], ...] = (
     ("GET", r"models/(m[0-9]{1,3})", Explorer.card),
     ("GET", r"models/(m[0-9]{1,3})/vocab", Explorer.vocab),
     ("POST", r"models/(m[0-9]{1,3})/roles", Explorer.find_roles),
+    ("POST", r"models/(m[0-9]{1,3})/firing", Explorer.find_firing),
     ("GET", r"runs", Explorer.list_runs),
     ("POST", r"runs", Explorer.new_run),
     ("POST", r"runs/import", Explorer.import_run),
@@ -232,6 +240,7 @@ ROUTES: tuple[tuple[str, str, Callable[..., Any]], ...] = (
     ("GET", RUN + r"/resid", _of_run(answers.resid)),
     ("GET", RUN + r"/node/([a-z0-9.]{1,100})", _of_run(answers.node)),
     ("GET", RUN + r"/logits/([0-9]{1,6})", _of_run(answers.logits)),
+    ("GET", RUN + r"/surprise", _of_run(answers.surprise)),
     ("GET", RUN + r"/lens", _of_run(answers.lens)),
     ("GET", RUN + r"/flow", _of_run(answers.flow)),
     ("GET", RUN + r"/mlp/([0-9]{1,4})", _of_run(answers.mlp)),

@@ -22,6 +22,10 @@ def read(served: Served, inputs: dict) -> tuple[dict[str, Tensor], dict[str, lis
         raise MiradaError("inputs must hold a text or ids, one of the two")
     name = "encoder" if model.encoder_decoder else model.kind
     ids, types, marks = _encoded(served, inputs)
+    if "write" in inputs and not model.encoder_decoder:
+        fresh = _written(served, ids, inputs["write"])[len(ids):]
+        ids, marks = [*ids, *fresh], [*marks, *(_token(served, n, None, None, None) for n in fresh)]
+        _words(marks)
     tokens = {name: marks}
     batch = {"input_ids": torch.tensor([ids], device=model.device)}
     if types is not None:
@@ -74,10 +78,21 @@ def _target(served: Served, inputs: dict, source: list[int]) -> list[int]:
     if "target_ids" in inputs:
         return inputs["target_ids"]
     model = served.model
+    if "write" in inputs and not inputs.get("target"):
+        return _written(served, source, inputs["write"])
     start = source[-1] if model.config.start is None else model.config.start
     if not inputs.get("target"):
         return [start]
     return [start, *model.tokenizer.encode(inputs["target"], special=False).ids]
+
+
+def _written(served: Served, ids: list[int], count: int) -> list[int]:
+    """The likeliest tokens behind a prompt: prompt and answer, or a decoder's start and answer."""
+    if not served.model.generates:
+        raise MiradaError(f"{served.model.architecture} writes no text; leave write out")
+    with served.lock, torch.no_grad():
+        return served.model.generate(torch.tensor([ids]), max_new_tokens=count,
+                                     do_sample=False)[0].tolist()
 
 
 def _token(served: Served, id: int, span, word, sequence) -> dict:

@@ -81,11 +81,16 @@ class Run:
         if self.served.output == "none":
             raise Refused(409, "conflict", f"{self.served.model.architecture} has no head that "
                           "scores tokens or labels")
-        with self.served.lock, torch.no_grad():
-            if self.served.output == "labels":  # a classifier reads all tokens, and their pads
+        if self.served.output == "labels":  # a classifier reads all tokens, and their pads
+            with self.served.lock, torch.no_grad():
                 return self.served.model(**self.batch).logits[0]
-            out = self.served.model.head(self.x[None, pos : pos + 1], None, None)
-        return next(x for name, x in out.items() if "logits" in name)[0, 0]
+        return self.scores(pos, pos + 1)[0]
+
+    def scores(self, a: int, b: int) -> Tensor:
+        """(b - a, V) of some tokens, by the head that scores each."""
+        with self.served.lock, torch.no_grad():
+            out = self.served.model.head(self.x[None, a:b], None, None)
+        return next(x for name, x in out.items() if "logits" in name)[0]
 
     def lengths(self) -> dict[str, dict[str, Tensor]]:
         """stack -> x (L + 1, T), the lengths of the stream, and of what each part adds (L, T)."""

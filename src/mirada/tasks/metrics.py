@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import re
 import string
 from collections import Counter
@@ -59,6 +60,29 @@ def span_f1(gold: Sequence[Sequence[str]], found: Sequence[Sequence[str]]) -> di
     return ratios(len(hits), len(given), len(wanted)) | {
         "macro_f1": sum(one["f1"] for one in each) / max(1, len(each)),
         "accuracy": sum(g == f for g, f in flat) / max(1, len(flat))}
+
+
+# Numbers
+
+
+def correlation(found: Sequence[float], wanted: Sequence[float]) -> dict[str, float]:
+    """Pearson's of the numbers, and Spearman's, which is Pearson's of their ranks; 0 where one side
+    is always the same."""
+    return {"pearson": _pearson(found, wanted), "spearman": _pearson(_ranks(found), _ranks(wanted))}
+
+
+def _pearson(a: Sequence[float], b: Sequence[float]) -> float:
+    a, b = ([x - sum(one) / len(one) for x in one] for one in (a, b))
+    size = math.sqrt(sum(x * x for x in a) * sum(x * x for x in b))
+    return sum(x * y for x, y in zip(a, b, strict=True)) / size if size else 0.0
+
+
+def _ranks(numbers: Sequence[float]) -> list[float]:
+    """Equal numbers share the mean of their ranks."""
+    ordered = sorted(numbers)
+    first = {x: n for n, x in reversed(list(enumerate(ordered)))}
+    count = Counter(ordered)
+    return [first[x] + (count[x] - 1) / 2 for x in numbers]
 
 
 # Texts

@@ -203,13 +203,16 @@ def _merges(model: dict, tokens: dict[str, int], path) -> None:
     if not isinstance(merges, list) or len(merges) > TOKENS:
         raise UntrustedInputError(path, "model.merges", f"must be a list of at most {TOKENS:,}")
     prefix = model.get("continuing_subword_prefix") or ""
+    cut = len(prefix)
     for i, merge in enumerate(merges):
         pair = merge.split(" ") if isinstance(merge, str) else merge
-        if not isinstance(pair, list | tuple) or [type(t) for t in pair] != [str, str]:
+        if not isinstance(pair, (list, tuple)) or len(pair) != 2 or not (
+            type(pair[0]) is type(pair[1]) is str
+        ):
             raise UntrustedInputError(path, f"model.merges[{i}]", "must be two tokens")
         left, right = pair
-        if left not in tokens or right not in tokens or not right.startswith(prefix) or (
-            left + right[len(prefix):] not in tokens
+        if left not in tokens or right not in tokens or left + right[cut:] not in tokens or (
+            not right.startswith(prefix)
         ):
             raise UntrustedInputError(
                 path, f"model.merges[{i}]", "uses a token outside the vocabulary"

@@ -1,4 +1,5 @@
-"""Records of .txt, .csv, .tsv and .jsonl files, one by one; a bad one is named by its row."""
+"""Records of .txt, .csv, .tsv, .jsonl and .parquet files, one by one; a bad one is named by its row.
+"""
 
 from __future__ import annotations
 
@@ -13,7 +14,8 @@ from mirada.errors import MiradaError
 from mirada.weights.paths import open_regular
 
 LIMIT = 1 << 22  # characters of a record
-KINDS = (".txt", ".csv", ".tsv", ".jsonl")
+KINDS = (".txt", ".csv", ".tsv", ".jsonl", ".parquet")
+ROWS = 1024  # of a .parquet that are read at once
 
 
 @dataclass(frozen=True)
@@ -47,6 +49,9 @@ def values(path: str | Path, columns: dict[str, str], delimiter: str | None = No
         raise MiradaError(f"{path} does not end in one of {', '.join(KINDS)}: rename it as what it "
                           "is")
     open_regular(path).close()
+    if kind == ".parquet":
+        yield from _parquet(path, columns)
+        return
     # what is no UTF-8 becomes lone surrogates, so that the row it stands in can be named
     with path.open(encoding="utf-8-sig", errors="surrogateescape", newline="") as file:
         if kind == ".txt":
@@ -128,6 +133,30 @@ def _table(file: TextIO, path: Path, columns: dict[str, str], delimiter: str) ->
             yield Record(row, error=f"has {len(cells)} cells, and the header has {len(header)}")
         else:
             yield Record(row, dict(zip(header, cells or [""] * len(header), strict=True)))
+
+
+def _parquet(path: Path, columns: dict[str, str]) -> Iterator[Record]:
+    """All columns of each row, as Python's own values."""
+    try:
+        from pyarrow import ArrowInvalid, parquet
+    except ImportError:
+        raise MiradaError(f"{path}: .parquet needs pyarrow: pip install 'mirada[parquet]'"
+                          ) from None
+    try:
+        file = parquet.ParquetFile(path)
+    except (ArrowInvalid, OSError) as error:
+        raise MiradaError(f"{path} is no Parquet file: {str(error).splitlines()[0]}") from None
+    header = file.schema_arrow.names
+    absent = [own for own in columns.values() if own not in header]
+    if absent:
+        raise MiradaError(f"{path} has no column {absent[0]!r}; it has "
+                          f"{', '.join(map(repr, header)) or 'none'}")
+    row = 0
+    for batch in file.iter_batches(ROWS):
+        for item in batch.to_pylist():
+            row += 1
+            long = any(isinstance(x, str) and len(x) > LIMIT for x in item.values())
+            yield Record(row, error=_too_long()) if long else Record(row, item)
 
 
 def _whole(file: TextIO, path: Path) -> Iterator[str]:

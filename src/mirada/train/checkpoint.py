@@ -15,6 +15,7 @@ import re
 import shutil
 import sys
 import uuid
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -24,9 +25,13 @@ from torch import Tensor
 
 from mirada.errors import MiradaError, UntrustedInputError, WorkFailed
 
+from . import pieces
+from .disk import folder_made, forced
+
 NAME = re.compile(r"step-(\d{8,12})")
 FULL = {errno.ENOSPC, errno.EDQUOT, errno.EIO, errno.EFBIG}
 STATE_BYTES = 16 << 20
+OLD = ".old"  # of a checkpoint that one of the same step takes the place of
 
 
 @dataclass
@@ -34,39 +39,40 @@ class Checkpoint:
     """tensors: file name -> name -> tensor; state: plain JSON; step: updates that are in it."""
 
     step: int
-    tensors: dict[str, dict[str, Tensor]]
+    tensors: dict[str, Mapping[str, Tensor]]
     state: dict
 
 
-def write(folder: Path, checkpoint: Checkpoint, keep: int = 2) -> Path:
-    """Write one and drop the oldest beyond `keep`; its folder.
+def _save(tensors: dict[str, Mapping[str, Tensor]], aside: Path) -> None:
+    for name, part in tensors.items():
+        save_file({k: v.detach().contiguous() for k, v in part.items()}, aside / name)
 
-    Raises WorkFailed where the disk is full or fails; what stood before still stands.
+
+def write(folder: Path, checkpoint: Checkpoint, keep: int = 2, save=_save) -> Path:
+    """Write one and drop the oldest beyond `keep`; its folder. save: puts the tensors into files.
+
+    Raises WorkFailed where the disk is full or fails; what stood before still stands. At every
+    moment, of a kill or of a power cut, the newest checkpoint that stood or this one is whole.
     """
-    folder.mkdir(parents=True, exist_ok=True)
-    size = sum(t.nbytes for part in checkpoint.tensors.values() for t in part.values())
-    free = shutil.disk_usage(folder).free
-    if free < 1.2 * size:
-        raise WorkFailed(f"{folder}: a checkpoint takes {size / 1e6:,.0f} MB and {free / 1e6:,.0f} "
-                         "MB are free; make room, or save elsewhere")
+    _room(folder, sum(t.nbytes for part in checkpoint.tensors.values() for t in part.values()))
     aside = folder / f".tmp-{checkpoint.step}-{uuid.uuid4().hex[:8]}"
     final = folder / f"step-{checkpoint.step:08d}"
     try:
+        folder_made(folder)
         aside.mkdir()
-        for name, part in checkpoint.tensors.items():
-            save_file({k: v.detach().contiguous() for k, v in part.items()}, aside / name)
+        save(checkpoint.tensors, aside)
         (aside / "state.json").write_text(json.dumps(checkpoint.state))
         manifest = {file.name: {"bytes": file.stat().st_size, "sha256": _sha256(file)}
                     for file in sorted(aside.iterdir())}
         (aside / "MANIFEST.json").write_text(json.dumps({"step": checkpoint.step,
                                                          "files": manifest}))
         for file in aside.iterdir():
-            _sync(file)
-        _sync(aside)
-        if final.exists():  # of this very step, by a run that was stopped and begun again
-            shutil.rmtree(final)
+            forced(file)
+        forced(aside)
+        if final.exists():  # of this very step; after a kill here `newest` brings it back
+            os.rename(final, final.with_suffix(OLD))
         os.rename(aside, final)
-        _sync(folder)
+        forced(folder)
     except OSError as error:
         shutil.rmtree(aside, ignore_errors=True)
         if error.errno in FULL:
@@ -77,9 +83,29 @@ def write(folder: Path, checkpoint: Checkpoint, keep: int = 2) -> Path:
         shutil.rmtree(aside, ignore_errors=True)
         raise WorkFailed(f"{folder}: the checkpoint of step {checkpoint.step} could not be "
                          f"written: {error}") from error
-    for old in steps(folder)[: -max(1, keep)]:
-        shutil.rmtree(folder / f"step-{old:08d}")
+    _retire(folder, keep)
     return final
+
+
+def _room(folder: Path, size: int) -> None:
+    free = shutil.disk_usage(next(p for p in (folder, *folder.absolute().parents)
+                                  if p.exists())).free
+    if free < 1.2 * size:
+        raise WorkFailed(f"{folder}: a checkpoint takes {size / 1e6:,.0f} MB and {free / 1e6:,.0f} "
+                         "MB are free; make room, or save elsewhere")
+
+
+def _retire(folder: Path, keep: int) -> None:
+    """Remove what is older than the newest `keep`, and what a newer one took the place of."""
+    old = [folder / f"step-{step:08d}" for step in steps(folder)[: -max(1, keep)]]
+    try:
+        for path in [*old, *folder.glob(f"step-*{OLD}")]:
+            gone = folder / f".tmp-{path.name}-{uuid.uuid4().hex[:8]}"
+            os.rename(path, gone)  # so that no half of it bears a checkpoint's name
+            shutil.rmtree(gone)
+    except OSError as error:
+        raise WorkFailed(f"{folder}: an old checkpoint could not be removed: "
+                         f"{error.strerror}") from error
 
 
 def steps(folder: Path) -> list[int]:
@@ -96,6 +122,11 @@ def newest(folder: Path, say=lambda text: print(text, file=sys.stderr)) -> Check
         return None
     for left in folder.glob(".tmp-*"):
         shutil.rmtree(left)
+    for old in folder.glob(f"step-*{OLD}"):
+        if old.with_suffix("").exists():
+            shutil.rmtree(old)
+        else:
+            os.rename(old, old.with_suffix(""))
     for step in reversed(steps(folder)):
         path = folder / f"step-{step:08d}"
         try:
@@ -124,11 +155,16 @@ def read(path: Path) -> Checkpoint:
         if file.stat().st_size != said.get("bytes") or _sha256(file) != said.get("sha256"):
             raise UntrustedInputError(file, "sha256", "is not what was written")
     state = _json(path / "state.json")
-    return Checkpoint(int(step[1]), {name: load_file(path / name) for name in files
-                                     if name.endswith(".safetensors")}, state)
+    held: dict[str, list[Path]] = {}
+    for name in sorted(files):
+        if name.endswith(".safetensors"):
+            held.setdefault(pieces.FILE.sub(r"\1\2", name), []).append(path / name)
+    return Checkpoint(int(step[1]), {
+        name: load_file(found[0]) if found[0].name == name else pieces.Joined(found)
+        for name, found in held.items()}, state)
 
 
-def put(target: dict[str, Tensor], source: dict[str, Tensor], path) -> None:
+def put(target: dict[str, Tensor], source: Mapping[str, Tensor], path) -> None:
     """Copy tensors in place, all of them or none. Raises UntrustedInputError where they differ."""
     for name in target.keys() | source.keys():
         a, b = target.get(name), source.get(name)
@@ -136,9 +172,8 @@ def put(target: dict[str, Tensor], source: dict[str, Tensor], path) -> None:
             words = [("none" if t is None else f"{tuple(t.shape)} {t.dtype}") for t in (a, b)]
             raise UntrustedInputError(path, f"tensor {name!r}", f"the run has {words[0]}, the "
                                       f"checkpoint {words[1]}: it is another run's")
-    with torch.no_grad():
-        for name, tensor in target.items():
-            tensor.copy_(source[name])
+    for name, tensor in target.items():
+        pieces.place(tensor, source[name])
 
 
 def optimizer_tensors(model, opt: torch.optim.Optimizer) -> dict[str, Tensor]:
@@ -148,14 +183,14 @@ def optimizer_tensors(model, opt: torch.optim.Optimizer) -> dict[str, Tensor]:
             for kind, value in held.items() if torch.is_tensor(value)}
 
 
-def load_optimizer(model, opt: torch.optim.Optimizer, saved: dict[str, Tensor]) -> None:
+def load_optimizer(model, opt: torch.optim.Optimizer, saved: Mapping[str, Tensor]) -> None:
     """The inverse: the optimizer goes on where it was."""
     params = dict(model.named_parameters())
     for key, value in saved.items():
         kind, _, name = key.partition("/")
         if name not in params:
             raise MiradaError(f"the checkpoint has moments of {name!r}, which does not train here")
-        opt.state[params[name]][kind] = value.clone()
+        opt.state[params[name]][kind] = pieces.like(params[name], value)
 
 
 def _json(path: Path) -> dict:
@@ -173,11 +208,3 @@ def _json(path: Path) -> dict:
 def _sha256(path: Path) -> str:
     with path.open("rb") as file:
         return hashlib.file_digest(file, "sha256").hexdigest()
-
-
-def _sync(path: Path) -> None:
-    handle = os.open(path, os.O_RDONLY)
-    try:
-        os.fsync(handle)
-    finally:
-        os.close(handle)

@@ -22,31 +22,33 @@ from mirada.text.records import values
 from mirada.text.train import train as train_tokenizer
 from mirada.weights.paths import open_regular
 
-from . import corpus, language
-from .log import keep
+from . import corpus, objectives
+from .disk import folder_made, keep
 from .loop import Plan
 from .optim import PRESETS, Recipe
 
 PIECE = 1 << 20  # characters of a .txt that are tokenised at once
 KINDS = {"int": (int, "a whole number"), "float": ((int, float), "a number"), "str": (str, "text")}
-OBJECTIVES = ("causal", "masked")
 
 
 @dataclass(frozen=True)
 class Run:
     """model: a family and size ("gpt2:tiny"), begun from nothing, or what mirada.load takes, gone
     on from. data: .txt (each file one document), .csv, .tsv and .jsonl files (each record one, in
-    `column`). objective: "causal", "masked", or None: what the model's head is for. length: tokens
-    in a sample. tokens: at most, of the tokenizer that a model from nothing is given. changes:
-    fields of its config. recipe: fields of Recipe, or preset = a name of PRESETS and what differs.
-    plan: fields of Plan."""
+    `column`; of objectives that read pairs the second is in `target`). objective: a name of
+    objectives.OBJECTIVES, or None: what the model's head is for. options: what differs in it.
+    length: tokens in a sample. tokens: at most, of the tokenizer that a model from nothing is
+    given. changes: fields of its config. recipe: fields of Recipe, or preset = a name of PRESETS
+    and what differs. plan: fields of Plan."""
 
     model: str
     data: tuple[str, ...]
     objective: str | None = None
     length: int = 128
     column: str = "text"
+    target: str = "target"
     tokens: int = 4096
+    options: dict = field(default_factory=dict)
     changes: dict = field(default_factory=dict)
     recipe: dict = field(default_factory=dict)
     plan: dict = field(default_factory=dict)
@@ -54,9 +56,9 @@ class Run:
     def __post_init__(self):
         if not self.data:
             raise MiradaError("there is nothing to train on: name a file of text with --data")
-        if self.objective not in (None, *OBJECTIVES):
+        if self.objective not in (None, *objectives.OBJECTIVES):
             raise MiradaError(f"no objective is called {self.objective!r}; there are "
-                              f"{', '.join(OBJECTIVES)}")
+                              f"{', '.join(objectives.OBJECTIVES)}")
         if self.length < 2:
             raise MiradaError(f"length is {self.length}; a sample has 2 tokens or more")
         if self.changes and not self.new:
@@ -118,7 +120,7 @@ def create(run: Run, folder: Path) -> None:
         run = replace(run, model=str(model.absolute()) if model.exists() else run.model)
     run = replace(run, data=tuple(os.path.abspath(name) for name in run.data))
     hashes = {name: _sha256(name) for name in run.data}
-    folder.mkdir(parents=True, exist_ok=True)
+    folder_made(folder)
     keep(folder / "train.json", {"run": asdict(run), "files": hashes})
 
 
@@ -156,27 +158,45 @@ def open_run(folder: Path):
         raise MiradaError(f"length is {run.length}, and {run.model} reads {model.context} tokens "
                           "at most: choose a smaller one"
                           + (" or set changes.context" if run.new else ""))
-    _kind(run, model)  # before the work of tokenising
-    tokens = (corpus.Corpus.open(made) if made.exists()
-              else corpus.write(texts(run), tokenizer, made))
-    return run, model, objective(run, model, tokens)
+    name = objectives.chosen(run.objective, model, run.model)  # before the work of tokenising
+    model, reads = objectives.whole(name, model, run.whole_plan().seed), _reads(run)
+    data: corpus.Corpus | dict
+    if reads == "rows":
+        data = {Path(name).stem: rows(name) for name in run.data}
+    elif made.exists():
+        data = corpus.Corpus.open(made)
+    else:
+        data = corpus.write(texts(run), tokenizer, made, every=reads == "pairs")
+    return run, model, objectives.made(name, data, run.length, model, run.options)
 
 
-def objective(run: Run, model, tokens: corpus.Corpus):
-    """What the model learns of a corpus."""
-    if _kind(run, model) == "causal":
-        return language.NextToken(tokens, run.length)
-    return language.HiddenToken(tokens, run.length, model.tokenizer)
+def _reads(run: Run) -> str:
+    return "texts" if run.objective is None else objectives.OBJECTIVES[run.objective].reads
 
 
 def texts(run: Run) -> Iterator[str]:
-    """The documents of a run's files, one by one."""
+    """The documents of a run's files, one by one; of pairs both sides by turns."""
     for name in run.data:
-        rows = values(name, {"text": run.column})
-        if Path(name).suffix.lower() == ".txt":
-            yield from _pieces(name, run.column, rows)
+        if _reads(run) == "rows":
+            yield from (text for row in rows(name) for text in row.values())
+        elif _reads(run) == "pairs":
+            for record in values(name, {"text": run.column, "target": run.target}):
+                yield _text(name, run.column, record)
+                yield _text(name, run.target, record)
+        elif Path(name).suffix.lower() == ".txt":
+            yield from _pieces(name, run.column, values(name, {"text": run.column}))
         else:
-            yield from (_text(name, run.column, record) for record in rows)
+            yield from (_text(name, run.column, record)
+                        for record in values(name, {"text": run.column}))
+
+
+def rows(name: str) -> list[dict[str, str]]:
+    """The records of a file, whole. Raises MiradaError for one with anything but text in it."""
+    if Path(name).suffix.lower() == ".txt":
+        raise MiradaError(f"{name} has a text a line, and a row has columns: give it as .csv or "
+                          ".jsonl")
+    return [{column: _text(name, column, record) for column in record.item or [""]}
+            for record in values(name, {})]
 
 
 def _pieces(name: str, column: str, rows) -> Iterator[str]:
@@ -203,47 +223,43 @@ def _text(name: str, column: str, record) -> str:
     return text
 
 
-def _masked(name: str) -> str | None:
-    """The head of a family that tells hidden tokens."""
-    heads = registry.family(name.partition(":")[0]).HEADS
-    return next((head for head in heads if head.endswith("ForMaskedLM")), None)
-
-
-def _kind(run: Run, model) -> str:
-    can = ("causal" if model.generates and not model.encoder_decoder else
-           "masked" if model.architecture.endswith("ForMaskedLM") else None)
-    if can is None:
-        raise MiradaError(f"{run.model} ({model.architecture}) neither writes a text on nor tells "
-                          "hidden tokens: plain text does not train it")
-    if run.objective not in (None, can):
-        raise MiradaError(f"{run.model} ({model.architecture}) learns by objective {can!r}, not "
-                          f"{run.objective!r}")
-    return can
+def _head(run: Run) -> str | None:
+    """The architecture of a model from nothing."""
+    return objectives.head(run.objective, run.model.partition(":")[0])
 
 
 def _tokenizer(run: Run, out: Path) -> None:
-    """Byte-level BPE for who writes, WordPiece for who tells hidden tokens."""
-    kind = "wordpiece" if _masked(run.model) else "bpe"
+    """The teacher's, where there is one; else of the kind and with the marks that the objective
+    needs: byte-level BPE for who writes, WordPiece for who tells hidden tokens."""
+    if "teacher" in run.options:
+        registry.load(run.options["teacher"]).tokenizer.save(out)
+        return
+    name = run.objective or ("masked" if _head(run) else "causal")
+    kind, special = (getattr(objectives.OBJECTIVES[name], part) for part in ("tokenizer",
+                                                                             "special"))
     if all(name.lower().endswith(".txt") for name in run.data):
-        train_tokenizer(list(run.data), kind, run.tokens, out)
+        train_tokenizer(list(run.data), kind, run.tokens, out, special=special)
         return
     with tempfile.TemporaryDirectory(dir=out.parent, prefix=".text-") as aside:
         plain = Path(aside) / "all.txt"
         with plain.open("w", encoding="utf-8", newline="") as file:
             for text in texts(run):
                 file.write(text + "\n")
-        train_tokenizer([str(plain)], kind, run.tokens, out)
+        train_tokenizer([str(plain)], kind, run.tokens, out, special=special)
 
 
 def _build(run: Run, tokenizer):
     if "vocab" in run.changes:
         raise MiradaError("vocab is as large as the tokenizer is: set tokens, not changes.vocab")
-    own = {f.name for f in fields(registry.family(run.model.partition(":")[0]).Config)}
-    told = {"vocab": tokenizer.size}
-    if "pad" in own and tokenizer.pad_id is not None:
-        told["pad"] = tokenizer.pad_id
-    model = registry.build(run.model, architecture=_masked(run.model),
-                           seed=run.whole_plan().seed, **told | run.changes)
+    default = registry.family(run.model.partition(":")[0]).Config()
+    end = min(tokenizer.eos_ids, default=tokenizer.sep_id)
+    told = {"vocab": tokenizer.size, "pad": tokenizer.pad_id, "eos": end}
+    if getattr(default, "start", None) is not None:  # a decoder begins with one of the two
+        told["start"] = told["eos" if default.start == default.eos else "pad"]
+    told = {name: value for name, value in told.items()
+            if value is not None and hasattr(default, name)}
+    model = registry.build(run.model, architecture=_head(run), seed=run.whole_plan().seed,
+                           **told | run.changes)
     model.tokenizer = tokenizer
     if tokenizer.eos_ids:  # else readers take the original vocabulary's
         model.origin.raw |= {"bos_token_id": tokenizer.bos_id,

@@ -13,6 +13,8 @@ import numpy as np
 
 from mirada.errors import MiradaError, UntrustedInputError
 
+from .disk import forced
+
 BUFFER = 1 << 20  # tokens that are held before they are written
 
 
@@ -65,10 +67,11 @@ class Corpus:
 
 
 def write(texts: Iterable[str], tokenizer, folder: str | os.PathLike, *,
-          end: int | None = None) -> Corpus:
+          end: int | None = None, every: bool = False) -> Corpus:
     """Tokenise documents once, to be mapped by every later run.
 
     end: an id put behind each document; None: the tokenizer's own end token, where it has one.
+    every: a text of no token is refused, not left out (where texts stand in pairs).
     Memory is bounded, whatever the texts are. Raises MiradaError where there is no text.
     """
     folder = Path(folder)
@@ -91,8 +94,11 @@ def write(texts: Iterable[str], tokenizer, folder: str | os.PathLike, *,
                 held.clear()
                 ends.clear()
 
-            for text in texts:
+            for number, text in enumerate(texts, 1):
                 ids = tokenizer.encode(text, special=False).ids
+                if not ids and every:
+                    raise MiradaError(f"text {number} of the data is empty, and each belongs to a "
+                                      "pair: mend it, or leave the pair out")
                 if not ids:
                     continue
                 ids = ids if end is None else [*ids, end]
@@ -102,14 +108,14 @@ def write(texts: Iterable[str], tokenizer, folder: str | os.PathLike, *,
                 if len(held) > BUFFER:
                     flush()
             flush()
-            for file in (tokens, stops):
-                file.flush()
-                os.fsync(file.fileno())
         if not count:
             raise MiradaError("there is no text to train on: every document is empty")
         (aside / "corpus.json").write_text(json.dumps(
             {"dtype": kind, "tokens": count, "documents": documents}))
+        for path in (*aside.iterdir(), aside):
+            forced(path)
         os.rename(aside, folder)
+        forced(folder.parent)
     except BaseException:
         shutil.rmtree(aside, ignore_errors=True)
         raise

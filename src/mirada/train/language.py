@@ -10,8 +10,9 @@ from torch import Tensor
 from mirada.errors import MiradaError
 
 from .corpus import Corpus
-
-IGNORED = -100
+from .loss import IGNORED, told_loss
+from .loss import token_loss as token_loss
+from .loss import wide as wide
 
 
 class NextToken:
@@ -54,8 +55,7 @@ class NextToken:
         labels = given.pop("labels")
         if int((given["segment_ids"] != given["segment_ids"][:, :1]).sum()) == 0:
             del given["segment_ids"], given["position_ids"]  # one document: the plain causal mask
-        logits = model(**given).logits
-        return token_loss(logits[:, :-1], labels[:, 1:]), {}
+        return told_loss(model, given, F.pad(labels[:, 1:], (0, 1), value=IGNORED)), {}
 
 
 class HiddenToken:
@@ -68,6 +68,7 @@ class HiddenToken:
         if tokenizer.mask_id is None:
             raise MiradaError("hiding tokens needs a mask token, and this tokenizer has none")
         self.corpus, self.share, self.tokenizer = corpus, share, tokenizer
+        self.fates = (0.8, 0.1)
         around = [i for i in (tokenizer.cls_id, tokenizer.sep_id) if i is not None]
         self.room = length - len(around)
         self.first = [] if tokenizer.cls_id is None else [tokenizer.cls_id]
@@ -79,7 +80,7 @@ class HiddenToken:
         start = index * self.room
         tokens = [int(i) for i in self.corpus.tokens[start : start + self.room]]
         ids, labels = hide(tokens, draw, self.share, self.tokenizer.mask_id, self.tokenizer.size,
-                           self.tokenizer.special_ids)
+                           self.tokenizer.special_ids, self.fates)
         edge = [IGNORED] * len(self.first), [IGNORED] * len(self.last)
         return self.first + ids + self.last, edge[0] + labels + edge[1]
 
@@ -93,12 +94,15 @@ class HiddenToken:
     def loss(self, model, batch: dict[str, Tensor]) -> tuple[Tensor, dict[str, float]]:
         given = {k: v.to(model.device) for k, v in batch.items()}
         labels = given.pop("labels")
-        return token_loss(model(**given).logits, labels), {}
+        return told_loss(model, given, labels), {}
 
 
-def hide(tokens: list[int], draw, share: float, mask: int, vocab: int,
-         special: set[int]) -> tuple[list[int], list[int]]:
-    """(what the model reads, what it must tell); at least one token is hidden where one can be."""
+def hide(tokens: list[int], draw, share: float, mask: int, vocab: int, special: set[int],
+         fates: tuple[float, float] = (0.8, 0.1)) -> tuple[list[int], list[int]]:
+    """(what the model reads, what it must tell); at least one token is hidden where one can be.
+
+    fates: of the chosen, the shares that become the mask and any token; the rest stay.
+    """
     can = [at for at, i in enumerate(tokens) if i not in special]
     if not can:
         return tokens, [IGNORED] * len(tokens)
@@ -107,22 +111,24 @@ def hide(tokens: list[int], draw, share: float, mask: int, vocab: int,
     for at in chosen:
         labels[at] = tokens[at]
         fate = draw.random()
-        if fate < 0.8:
+        if fate < fates[0]:
             ids[at] = mask
-        elif fate < 0.9:
+        elif fate < fates[0] + fates[1]:
             ids[at] = draw.randrange(vocab)
     return ids, labels
 
 
-def token_loss(logits: Tensor, labels: Tensor, smoothing: float = 0.0) -> Tensor:
-    """The sum of cross-entropies, in float32 or wider, over labels that are not IGNORED.
+def row_means(losses: Tensor, counts: Tensor) -> Tensor:
+    """Each row's mean of losses (B, T) where counts (B, T) says so, summed over the rows: so that
+    several losses with denominators of their own add up alike in a batch and in its parts."""
+    counts = counts.to(losses.dtype)
+    return ((losses * counts).sum(1) / counts.sum(1).clamp(min=1)).sum()
 
-    logits (B, T, V); labels (B, T); smoothing: the share of the target that all tokens divide
-    (1706.03762, sec. 5.4: 0.1 leaves 0.9 + 0.1 / V for the right one).
-    """
-    wide = torch.promote_types(logits.dtype, torch.float32)
-    return F.cross_entropy(logits.flatten(0, 1).to(wide), labels.flatten(), ignore_index=IGNORED,
-                           reduction="sum", label_smoothing=smoothing)
+
+def token_losses(logits: Tensor, labels: Tensor) -> Tensor:
+    """(B, T) cross-entropies, in float32 or wider; 0 where labels are IGNORED."""
+    return F.cross_entropy(wide(logits.transpose(1, 2)), labels, ignore_index=IGNORED,
+                           reduction="none")
 
 
 def padded(columns: dict[str, tuple[list[list[int]], int]]) -> dict[str, Tensor]:

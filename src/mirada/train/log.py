@@ -11,6 +11,10 @@ from pathlib import Path
 
 from mirada.errors import MiradaError, UntrustedInputError, WorkFailed
 
+from .disk import folder_made, forced, keep
+
+CHECKPOINTS = "checkpoints"  # in a run's folder
+
 
 class Folder:
     """run.json: what the run is; log.jsonl: a line a step; events.jsonl: what went wrong;
@@ -18,7 +22,7 @@ class Folder:
 
     def __init__(self, path: str | os.PathLike):
         self.path = Path(path)
-        self.path.mkdir(parents=True, exist_ok=True)
+        folder_made(self.path)
         self._lock = (self.path / "lock").open("w")
         try:
             fcntl.flock(self._lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
@@ -29,10 +33,11 @@ class Folder:
 
     @property
     def checkpoints(self) -> Path:
-        return self.path / "checkpoints"
+        return self.path / CHECKPOINTS
 
     def describe(self, run: dict) -> None:
-        """What the run is, once: a folder that holds another run is refused."""
+        """What the run is, once: a folder that holds another run is refused. That it goes on on
+        another machine, where sums may round otherwise, is an event."""
         file = self.path / "run.json"
         if not file.exists():
             keep(file, run)
@@ -42,6 +47,9 @@ class Folder:
         except ValueError as error:
             raise UntrustedInputError(file, "file", f"is no JSON: {error}") from None
         told = json.loads(json.dumps(run, default=str))
+        was, now = said.pop("machine", None), told.pop("machine", None)
+        if was != now:
+            self.event({"what": "another machine", "was": was, "now": now})
         other = sorted(k for k in said.keys() | told.keys() if said.get(k) != told.get(k))
         if other:
             raise MiradaError(f"{self.path} holds a run with another {', '.join(other)}: go on "
@@ -54,6 +62,7 @@ class Folder:
             kept = [line for line in file.read_text().splitlines() if _step(line) <= step]
             aside = file.with_suffix(".tmp")
             aside.write_text("".join(f"{line}\n" for line in kept))
+            forced(aside)
             os.replace(aside, file)
 
     def log(self, line: dict) -> None:
@@ -83,22 +92,20 @@ class Folder:
         self._lock.close()
 
 
-def keep(file: Path, content: dict) -> None:
-    """A file of JSON, whole or not there, whatever happens meanwhile."""
-    aside = file.with_suffix(".tmp")
-    with aside.open("w") as opened:
-        opened.write(json.dumps(content, indent=1, default=str))
-        opened.flush()
-        os.fsync(opened.fileno())
-    os.replace(aside, file)
-
-
 def history(path: str | os.PathLike) -> list[dict]:
     """The lines of a run's log. A last line that a kill cut short is left out."""
     file = Path(path) / "log.jsonl"
     if not file.exists():
         return []
     return [json.loads(line) for line in file.read_text().splitlines() if _step(line) < math.inf]
+
+
+def events(path: str | os.PathLike) -> list[dict]:
+    """What went wrong in a run, in the order it did."""
+    file = Path(path) / "events.jsonl"
+    if not file.exists():
+        return []
+    return [json.loads(line) for line in file.read_text().splitlines() if _object(line)]
 
 
 def _append(file: Path, line: dict) -> None:
@@ -118,3 +125,10 @@ def _step(line: str) -> float:
         return json.loads(line)["step"]
     except (ValueError, KeyError, TypeError):
         return math.inf
+
+
+def _object(line: str) -> bool:
+    try:
+        return isinstance(json.loads(line), dict)
+    except ValueError:
+        return False

@@ -15,6 +15,8 @@ from torch import nn
 
 from mirada.errors import MiradaError
 
+from . import pieces
+
 BLOCK = re.compile(r"(?:^|\.)blocks\.(\d+)\.")
 
 
@@ -22,7 +24,8 @@ BLOCK = re.compile(r"(?:^|\.)blocks\.(\d+)\.")
 class Recipe:
     """How weights are moved. rate: the highest learning rate. warmup: steps to reach it. schedule:
     a name of SCHEDULES. clip: the norm that gradients are cut to; None: they are not. layer_decay:
-    each block's rate over that of the block above (1: all alike)."""
+    each block's rate over that of the block above (1: all alike). unfreeze: steps until one more
+    block trains, from the head down to the embeddings (ULMFiT, sec. 3.3: an epoch); 0: all do."""
 
     rate: float = 3e-4
     schedule: str = "cosine"
@@ -34,6 +37,7 @@ class Recipe:
     decoupled: bool = True  # AdamW; False: Adam, whose decay goes through the moments
     clip: float | None = 1.0
     layer_decay: float = 1.0
+    unfreeze: int = 0
     width: int = 512  # of the model, which the inverse-root schedule is scaled by
 
     def __post_init__(self):
@@ -45,6 +49,8 @@ class Recipe:
                 raise MiradaError(f"{name} is {value!r}; it must be a number above 0")
         if not 0 < self.layer_decay <= 1:
             raise MiradaError(f"layer_decay is {self.layer_decay}; it must be above 0, at most 1")
+        if type(self.unfreeze) is not int or self.unfreeze < 0:
+            raise MiradaError(f"unfreeze is {self.unfreeze!r}; it is a whole number of steps")
 
     def at(self, step: int, steps: int) -> float:
         """The share of `rate` at a step (0 is the first) of a run of `steps`."""
@@ -98,11 +104,13 @@ PRESETS = {  # the guides' numbers, and where they come from
 
 @dataclass(frozen=True)
 class Group:
-    """Weights that move alike: their names, their share of the rate, whether they decay."""
+    """Weights that move alike: their names, their share of the rate, whether they decay, and the
+    step from which they train."""
 
     names: tuple[str, ...]
     share: float
     decays: bool
+    opens: int = 0
 
 
 def groups(model: nn.Module, recipe: Recipe) -> list[Group]:
@@ -114,39 +122,49 @@ def groups(model: nn.Module, recipe: Recipe) -> list[Group]:
         raise MiradaError("nothing trains: every weight of this model is frozen")
     depth = 1 + max((int(m[1]) for n, _ in model.named_parameters() if (m := BLOCK.search(n))),
                     default=-1)
-    found: dict[tuple[float, bool], list[str]] = {}
-    for name, p in params.items():
+    places: dict[str, int] = {}
+    for name in params:
         block = BLOCK.search(name)
         below = depth + 1 if ".embed." in f".{name}" else 0  # embeddings; else norm and head
-        above = depth - int(block[1]) if block else below
-        key = recipe.layer_decay**above, p.ndim >= 2 and recipe.decay > 0
+        places[name] = depth - int(block[1]) if block else below
+    top = min(places.values())  # trains from the start, even where only lower ones are to train
+    found: dict[tuple[float, bool, int], list[str]] = {}
+    for name, above in places.items():
+        key = (recipe.layer_decay**above, params[name].ndim >= 2 and recipe.decay > 0,
+               recipe.unfreeze * (above - top))
         found.setdefault(key, []).append(name)
     return [Group(tuple(names), *key) for key, names in found.items()]
 
 
 def optimizer(model: nn.Module, recipe: Recipe) -> torch.optim.Optimizer:
-    """torch's own AdamW or Adam over `groups`."""
+    """torch's own AdamW or Adam over `groups`, in one pass over memory."""
     params = dict(model.named_parameters())
+    alone = not any(pieces.cut(p) for p in params.values())  # whole and cut ones share no pass
     kind = torch.optim.AdamW if recipe.decoupled else torch.optim.Adam
-    return kind([{"params": [params[n] for n in g.names], "share": g.share,
+    return kind([{"params": [params[n] for n in g.names], "share": g.share, "opens": g.opens,
                   "weight_decay": recipe.decay if g.decays else 0.0}
                  for g in groups(model, recipe)],
-                lr=recipe.rate, betas=recipe.betas, eps=recipe.eps)
+                lr=recipe.rate, betas=recipe.betas, eps=recipe.eps, fused=alone, foreach=False)
 
 
 def set_rate(opt: torch.optim.Optimizer, recipe: Recipe, step: int, steps: int) -> float:
-    """Set every group's learning rate for a step; that of the group with share 1."""
+    """Set every group's learning rate for a step, and whether it trains by now; the rate of the
+    group with share 1."""
     rate = recipe.rate * recipe.at(step, steps)
     for group in opt.param_groups:
         group["lr"] = rate * group["share"]
+        for p in group["params"]:
+            p.requires_grad_(step >= group["opens"])
     return rate
 
 
 def table(model: nn.Module, recipe: Recipe) -> str:
     """Which weights move how fast, for people."""
     count = {n: p.numel() for n, p in model.named_parameters()}
-    lines = [f"{'rate':>10}  {'decay':>6}  {'weights':>12}  first of them"]
-    for g in sorted(groups(model, recipe), key=lambda g: (-g.share, not g.decays)):
+    from_step = f"{'from step':>9}  " if recipe.unfreeze else ""
+    lines = [f"{'rate':>10}  {'decay':>6}  {from_step}{'weights':>12}  first of them"]
+    for g in sorted(groups(model, recipe), key=lambda g: (g.opens, -g.share, not g.decays)):
+        opens = f"{g.opens + 1:9,}  " if recipe.unfreeze else ""
         lines.append(f"{recipe.rate * g.share:10.2e}  {recipe.decay if g.decays else 0:6.3g}  "
-                     f"{sum(count[n] for n in g.names):12,}  {g.names[0]}")
+                     f"{opens}{sum(count[n] for n in g.names):12,}  {g.names[0]}")
     return "\n".join(lines)

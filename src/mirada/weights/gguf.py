@@ -80,6 +80,12 @@ class GGUF:
         )
         return flat.view(*info.shape[:-1], -1)
 
+    def forget(self) -> None:
+        """Let go of the pages that were read through `blocks` so far; they are read again when
+        they are needed. What was written to them would be lost."""
+        if self._map is not None:
+            self._map.madvise(mmap.MADV_DONTNEED)
+
     def get(self, name: str, dtype: torch.dtype = torch.float32) -> torch.Tensor:
         """The tensor expanded to `dtype`, in its torch shape, in memory of its own."""
         info = self._info(name)
@@ -180,6 +186,27 @@ class _Reader:
         except UnicodeDecodeError:
             raise self.fail(field, "must be UTF-8") from None
 
+    def texts(self, count: int, field: str) -> list[str]:
+        """`count` strings. A vocabulary and its merges have 100,000: no call for each."""
+        length, data, found = struct.Struct("<Q").unpack_from, self._data, []
+        start = self.pos
+        for _ in range(count):
+            end = start + 8
+            if end <= len(data):
+                end += length(data, start)[0]
+            if end > min(len(data), self._limit) or end == start + 8:
+                self.pos = start
+                found.append(self.text(field).encode())
+                end = self.pos
+            else:
+                found.append(data[start + 8 : end])
+            start = end
+        self.pos = start
+        try:
+            return [text.decode() for text in found]
+        except UnicodeDecodeError:
+            raise self.fail(field, "must be UTF-8") from None
+
 
 def _parse(reader: _Reader) -> tuple[dict, dict[str, TensorInfo]]:
     tensor_count, key_count = _start(reader)
@@ -230,7 +257,7 @@ def _value(reader: _Reader, field: str, items: int):
         limit = f"claims {count:,} items, more than the file holds or {ITEMS:,} in all arrays"
         raise reader.fail(field, limit)
     if kind == STRING:
-        return [reader.text(field) for _ in range(count)]
+        return reader.texts(count, field)
     values = reader.numbers(NUMBERS[kind], count, field)
     return [_bool(reader, byte, field) for byte in values] if kind == BOOL else values
 

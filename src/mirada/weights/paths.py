@@ -1,11 +1,15 @@
-"""Which files a file from outside may name, and how they are opened: regular ones, once."""
+"""Which files a file from outside may name, how they are opened (regular ones, once), and how a
+folder comes to be: whole or not at all."""
 
 import os
+import shutil
 import stat
+import tempfile
+from collections.abc import Callable
 from pathlib import Path
 from typing import BinaryIO
 
-from mirada.errors import UntrustedInputError
+from mirada.errors import MiradaError, UntrustedInputError, WorkFailed
 
 
 def open_regular(path: str | os.PathLike) -> BinaryIO:
@@ -78,6 +82,44 @@ def plain(name: str) -> bool:
         and name.isprintable()
         and not any(c in name for c in "/\\:")
     )
+
+
+def new_folder(path: str | os.PathLike, write: Callable[[Path], object]) -> Path:
+    """The folder `path`, new or empty before, that write(folder) fills: it appears whole, with all
+    of it on the disk, or not at all. Raises MiradaError, and WorkFailed where the disk refuses."""
+    target = Path(os.path.abspath(path))
+    if os.path.lexists(target) and (not target.is_dir() or any(target.iterdir())):
+        raise MiradaError(f"{target} is there already and not an empty folder; nothing was "
+                          "written. Choose another name")
+    try:
+        target.parent.mkdir(parents=True, exist_ok=True)
+        aside = Path(tempfile.mkdtemp(prefix=f".{target.name}-", dir=target.parent))
+        try:
+            write(aside)
+            aside.chmod(0o755)
+            for written in (*aside.rglob("*"), aside):
+                _flush(written)
+            os.rename(aside, target)  # takes the place of an empty folder
+            _flush(target.parent)
+        except BaseException:
+            shutil.rmtree(aside, ignore_errors=True)
+            raise
+    except OSError as error:
+        raise WorkFailed(f"{target} could not be written, and nothing is there: "
+                         f"{error.strerror}") from None
+    return target
+
+
+def _flush(path: Path) -> None:
+    """Onto the disk: else a power cut may leave the new name in front of empty files."""
+    descriptor = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(descriptor)
+    except OSError:  # some network file systems cannot, of a folder
+        if not path.is_dir():
+            raise
+    finally:
+        os.close(descriptor)
 
 
 def _in_hub_cache(root: Path, target: Path) -> bool:

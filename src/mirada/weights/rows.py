@@ -68,6 +68,17 @@ class Split(Same):
 
 
 @dataclass(frozen=True)
+class Stacked(Same):
+    """One tensor of the file is several of ours, one for each index of axis 0."""
+
+    def load(self, tensors: list[Tensor]) -> list[Tensor]:
+        return list(tensors[0].unbind(0))
+
+    def save(self, tensors: list[Tensor]) -> list[Tensor]:
+        return [torch.stack(tensors)]
+
+
+@dataclass(frozen=True)
 class Interleaved(Same):
     """One tensor whose rows go head by head: q, k, v of head 0, then of head 1 ..."""
 

@@ -115,9 +115,10 @@ class Answer:
             v = self.verdict
             low, high = v.interval
             found = "matters" if self.matters else "does not show that it matters"
+            beside = (f", more than {v.percentile:.0%} of {v.controls} other heads"
+                      if v.controls else "")
             lines.append(f"  and it {found}: cutting the look moves the output by {v.effect:.3g} "
-                         f"[{low:.3g}, {high:.3g}] more than cutting another, more than "
-                         f"{v.percentile:.0%} of {v.controls} other heads")
+                         f"[{low:.3g}, {high:.3g}] more than cutting another{beside}")
         return "\n".join(lines)
 
 

@@ -76,6 +76,7 @@ def repeats(model, rows: int, period: int = PERIOD, times: int = TIMES, seed: in
     draw, stack = torch.Generator().manual_seed(seed), _stack(model)
     tokenizer, V = model.tokenizer, model.config.vocab
     special = tokenizer.special_ids if tokenizer is not None else set()
+    V = V if tokenizer is None else min(V, tokenizer.size)  # tables are often padded
     among = range(V // 4, 3 * V // 4) if V >= 8 * period else range(V)  # no rarest, no commonest
     usable = torch.tensor([i for i in among if i not in special])
     period = min(period, len(usable), (model.context or 1 << 20) // times - 1)

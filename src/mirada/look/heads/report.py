@@ -11,7 +11,7 @@ from mirada.errors import MiradaError
 from mirada.look import draw
 from mirada.look.describe import resolve
 from mirada.look.heads import probes, templates
-from mirada.look.heads.scores import FIGURES, ROLES, Score, controlled, scan
+from mirada.look.heads.scores import FIGURES, ROLES, Figures, Score, controlled, figures, scan
 from mirada.look.heads.verdicts import VERDICTS, Verdict, judge
 from mirada.look.views import pages
 from mirada.look.views.view import View
@@ -40,11 +40,16 @@ SAID = {
            "La atención muestra dónde mira una cabeza; solo un papel verificado dice que importa.",
            "cabeza", "papel", "valor", "base", "veredicto"),
 }
+NOTHING = {
+    "en": "{n} heads bring next to nothing to the stream: {which}",
+    "es": "{n} cabezas no aportan casi nada al flujo: {which}",
+}
 
 
 @dataclass(frozen=True)
 class Report(View):
-    """What the heads of a model do. verdicts: the roles found; scores: all that was measured."""
+    """What the heads of a model do. verdicts: the roles found; scores: all that was measured;
+    figures: how sure each head is, and how much it brings."""
 
     model: str
     lang: str
@@ -52,11 +57,15 @@ class Report(View):
     shape: dict[str, list[int]]  # stack -> heads of each layer
     verdicts: list[Verdict]
     scores: list[Score]
+    figures: dict[tuple[str, int, int], Figures]  # of the heads that read running text
 
     def data(self) -> dict:
         """For programs: the roles found, with the figures behind them."""
         return {"model": self.model, "lang": self.lang, "data": self.sources, "heads": self.shape,
-                "roles": [self._row(v) for v in self.verdicts]}
+                "roles": [self._row(v) for v in self.verdicts],
+                "figures": [{"stack": stack, "layer": layer, "head": head, **vars(f),
+                             "dead": f.dead}
+                            for (stack, layer, head), f in self.figures.items()]}
 
     def head(self, layer: int, head: int, stack: str | None = None) -> list[Score]:
         """All that was measured of one head, the best fit first."""
@@ -71,7 +80,8 @@ class Report(View):
                   and (o.at, o.role) == (s.at, s.role)}
         return {"stack": s.stack, "layer": s.layer, "head": s.head, "role": s.role,
                 "detail": s.detail, "score": s.value, "baseline": s.baseline, "n": s.n, "p": s.p,
-                **beside, "verdict": v.verdict, "effect": v.effect,
+                **beside, **(vars(self.figures[s.at]) if s.at in self.figures else {}),
+                "verdict": v.verdict, "effect": v.effect,
                 "interval": None if v.interval is None else list(v.interval),
                 "percentile": v.percentile, "rows": v.rows, "controls": v.controls,
                 "words": self.words(v)}
@@ -102,6 +112,11 @@ class Report(View):
         for row in [names, *rows]:
             lines.append("  ".join([*(c.ljust(w) for c, w in zip(row, widths, strict=False)),
                                     row[-1]]).rstrip())
+        dead = [f"{stack} {layer}.{head}" for (stack, layer, head), f in self.figures.items()
+                if f.dead]
+        if dead:
+            lines += ["", NOTHING[self.lang].format(n=len(dead), which=", ".join(dead[:24])
+                                                    + (" …" if len(dead) > 24 else ""))]
         return "\n".join([*lines, "", caveat])
 
     def _sorted(self) -> list[Verdict]:
@@ -191,9 +206,11 @@ def roles(model, lang: str = "en", *, only=None, causal: bool = True, conllu=Non
     verdicts = judge(model, made, found, seed) if causal else [
         Verdict(s, "pattern only") for s in found if s.passes]
     name = f"{model.family} {model.architecture}"
+    text = next((p for p in made if p.kind == "passages"), None)
     return Report(name, lang, source, _shape(model, made),
                   [v for v in verdicts if v.score.role in wanted],
-                  [s for s in found if s.role in wanted])
+                  [s for s in found if s.role in wanted],
+                  {} if text is None else figures(model, text))
 
 
 def _sentences(model, lang, conllu, sentences, count, seed) -> tuple[list, str]:

@@ -9,14 +9,14 @@ from __future__ import annotations
 
 import math
 from collections import defaultdict
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, replace
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 from tqdm import tqdm
 
-from mirada.look import sites
+from mirada.look import logits, sites
 from mirada.look.heads.probes import Probe
 
 OFFSETS = (-1, 1, -2, 2, -3, 3)
@@ -27,6 +27,7 @@ FEWEST = 100  # pairs of a relation
 
 
 FIGURES = ("before", "by length")  # details that are shown beside a role and are no role
+DEAD = 0.05  # of an even share of what a layer's heads bring; a head below it brings nothing
 
 
 @dataclass(frozen=True)
@@ -88,7 +89,6 @@ class Score:
     n: int
     p: float
     passes: bool = False
-    figures: dict = field(default_factory=dict)
 
     @property
     def at(self) -> tuple[str, int, int]:
@@ -343,6 +343,39 @@ def copying(values: Tensor, attention, gain: Tensor | None, out: Tensor, probe: 
         made.append(2 * raised.diagonal(dim1=1, dim2=2).sum(-1) / total - 1)
         even.append(2 / len(kinds) - 1)
     return torch.stack(made), torch.tensor(even)[:, None]
+
+
+@dataclass(frozen=True)
+class Figures:
+    """What is measured of a head beside all roles. confidence: the mean over words of the largest
+    weight on a word (1905.09418); share: of the lengths of what its layer's heads bring, its own,
+    times their number: 1 where all bring alike, below DEAD of a head that could as well be gone."""
+
+    confidence: float
+    share: float
+
+    @property
+    def dead(self) -> bool:
+        return self.share < DEAD
+
+
+def figures(model, probe: Probe) -> dict[tuple[str, int, int], Figures]:
+    """Every head's, on the first rows of running text."""
+    part, found = probe.rows(list(range(min(CHUNK, len(probe))))), {}
+    with torch.inference_mode(), model.record(z=True) as tape:
+        model(**part.batch)
+    words = part.real & ~part.special
+    for layer in tape.layers(part.stack):
+        weights = tape.pattern(layer, stack=part.stack).float()
+        best = weights.masked_fill(part.special[:, None, None], 0).amax(-1)  # (B, H, T)
+        sure = best.transpose(1, 2)[words].mean(0)
+        z = tape.z(layer, part.stack)[words].float()  # (N, H, Kv)
+        weight = logits.matrix(tape.modules[part.stack, layer].o)[0].float()
+        lengths = torch.einsum("nhk,dhk->nhd", z, weight.unflatten(1, z.shape[1:])).norm(dim=-1)
+        share = (lengths / lengths.sum(-1, keepdim=True).clamp(min=1e-30)).mean(0) * z.shape[1]
+        for h, pair in enumerate(zip(sure.tolist(), share.tolist(), strict=True)):
+            found[part.stack, layer, h] = Figures(*pair)
+    return found
 
 
 def chance(value: Tensor, base: Tensor) -> Tensor:

@@ -9,8 +9,9 @@ feeds   the same: how much weight the induction heads above lose on what they lo
 rest    the values it rests on are zeroed, which should change nothing; the control heads lose the
         same share of what they bring
 
-Each effect has a value a row, so an interval by bootstrap; and the same is done to control heads,
-those nearest in depth that make no claim to the same work.
+Each effect has a value a row, so an interval by bootstrap; and where that alone could be the
+claimed one the same is done to control heads, those nearest in depth that make no claim to the same
+work. What lies below a head is the same with it and without, and is not run again.
 """
 
 from __future__ import annotations
@@ -24,10 +25,11 @@ import torch.nn.functional as F
 from torch import Tensor
 from tqdm import tqdm
 
+from mirada.look import intervene
 from mirada.look.heads import probes, scores
 from mirada.look.heads.probes import Probe
 from mirada.look.heads.scores import RADIUS, ROLES, Score
-from mirada.look.sweeps import bootstrap
+from mirada.look.sweeps import Tail, bootstrap
 from mirada.model import Model
 
 VERDICTS = ("verified", "pattern only", "causal only", "contradicted")
@@ -41,7 +43,7 @@ CIRCUIT = {"induction", "previous", "copying"}  # one circuit: none is a control
 @dataclass(frozen=True)
 class Verdict:
     """A score with what came of cutting it. effect: see the module; interval: 95 %, over rows;
-    percentile: share of the controls below it. None where no test was run."""
+    percentile: share of the controls below it. None where no test, or no control, was run."""
 
     score: Score
     verdict: str
@@ -79,6 +81,7 @@ class Part:
     edges: Tensor
     others: Tensor  # equally many looks of each query elsewhere
     tape: Any
+    out: dict
     output: Tensor
 
 
@@ -90,8 +93,9 @@ class Trials:
     probes: dict[str, Probe]
     claimed: list[Score]
     seed: int = 0
-    parts: dict = field(default_factory=dict)
     effects: dict = field(default_factory=dict)
+    shape: dict = field(default_factory=dict)  # stack -> layer -> heads
+    last: tuple = (None, ())  # the rows of one test: those of all would fill the memory
 
     def judge(self, score: Score) -> Verdict:
         """The verdict on a head whose pattern passes."""
@@ -99,7 +103,11 @@ class Trials:
         effect = self.effect(score, score.at, test)
         if effect is None or not controls:
             return Verdict(score, "pattern only")
-        null = [self.effect(score, at, test).mean().item() for at in controls]
+        if not telling(effect, test):
+            controls = []
+        named = f"{score.role} {score.layer}.{score.head}"
+        null = [self.effect(score, at, test).mean().item()
+                for at in tqdm(controls, named, disable=None, leave=False)]
         return judged(score, effect, null, test)
 
     def test(self, score: Score) -> str:
@@ -121,11 +129,13 @@ class Trials:
         work = CIRCUIT if score.role in CIRCUIT else {score.role}
         busy = {s.at for s in self.claimed if s.role in work and (
             s.role in CIRCUIT or s.detail == score.detail)} | {score.at}
-        tape = self.part(score)[0].tape
+        if score.stack not in self.shape:
+            tape = self.part(score)[0].tape
+            self.shape[score.stack] = {n: tape.heads(n, score.stack)
+                                       for n in tape.layers(score.stack)}
         most = max((s.layer for s in self.fed(score.layer)), default=0)
-        free = [(score.stack, layer, h) for layer in tape.layers(score.stack)
-                for h in range(tape.heads(layer, score.stack))
-                if (score.stack, layer, h) not in busy
+        free = [(score.stack, layer, h) for layer, heads in self.shape[score.stack].items()
+                for h in range(heads) if (score.stack, layer, h) not in busy
                 and (self.test(score) != "feeds" or layer < most)]
         random.Random(self.seed).shuffle(free)
         free.sort(key=lambda at: abs(at[1] - score.layer))
@@ -143,9 +153,8 @@ class Trials:
 
     def part(self, score: Score) -> list[Part]:
         """The rows of a test, recorded as they are."""
-        test = self.test(score)
-        key = (test in ("repeat", "feeds")) or (score.role, score.detail)
-        if key not in self.parts:
+        key, test = self.rows(score), self.test(score)
+        if key != self.last[0]:
             if test in ("repeat", "feeds"):
                 period = self.probes["repeats"].ids.shape[1] // 4
                 probe = probes.repeats(self.model, ROWS, min(12, period), 2, self.seed + 1)
@@ -153,26 +162,36 @@ class Trials:
                 cases = [(probe, edges, edges)]
             else:
                 cases = [case(self.model, self.probes, score, random.Random(self.seed))]
-            self.parts[key] = [self._run(probe.rows(rows), edges[rows], others[rows])
-                               for probe, edges, others in cases
-                               for rows in _chunks(len(probe))]
-        return self.parts[key]
+            self.last = key, [self._run(probe.rows(rows), edges[rows], others[rows])
+                              for probe, edges, others in cases for rows in _chunks(len(probe))]
+        return self.last[1]
 
-    def _run(self, probe: Probe, edges: Tensor, others: Tensor) -> Part:
-        with self.model.record() as tape:
-            output = self._output(probe)
-        return Part(probe, edges, others, tape, output)
+    def rows(self, score: Score):
+        """Which rows a score is tested on: equal where they are the same."""
+        return self.test(score) in ("repeat", "feeds") or (score.role, score.detail)
 
     @torch.inference_mode()
-    def _output(self, probe: Probe) -> Tensor:
-        out = self.model(**probe.batch)
+    def _run(self, probe: Probe, edges: Tensor, others: Tensor) -> Part:
+        with self.model.record(resid=True) as tape:
+            out = self.model(**probe.batch)
+        return Part(probe, edges, others, tape, out, self._output(out))
+
+    def _output(self, out: dict) -> Tensor:
         x = out["logits"] if "logits" in out else next(iter(out.values()))
         return x.float().log_softmax(-1) if x.shape[-1] == self.model.config.vocab else x.float()
 
+    @torch.inference_mode()
+    def _without(self, part: Part, change: dict) -> Tensor:
+        """The output of a part with a change, run from its layer on."""
+        home, layer = intervene.home_of(self.model, change["stack"]), change["layer"]
+        tail = Tail(self.model, home, layer, part.tape.resid(layer, home), part.probe.batch,
+                    part.out)
+        with intervene.intervene(tail.model, change | {"layer": 0, "source_layer": layer}):
+            return self._output(tail())
+
     def _moved(self, part: Part, change: dict) -> Tensor:
         """(U,) how far the output is from what it was, on average over a row's tokens."""
-        with self.model.intervene(change):
-            now = self._output(part.probe)
+        now = self._without(part, change)
         if now.shape[-1] == self.model.config.vocab:
             far = F.kl_div(now, part.output, log_target=True, reduction="none").sum(-1)
         else:
@@ -199,16 +218,16 @@ class Trials:
             each = -log_p[:, :-1].gather(2, ids[:, 1:, None])[..., 0]  # (B, T - 1)
             half = ids.shape[1] - part.edges.any(-1)[0].sum() + 1  # the first that can be foretold
             return each[:, half - 1 :].mean(1) - each[:, : half - 1].mean(1)
-        with self.model.intervene(_head(at, "mean")):
-            return loss(self._output(part.probe)) - loss(part.output)
+        return loss(self._without(part, _head(at, "mean"))) - loss(part.output)
 
     def _feeds(self, score: Score, at: tuple, part: Part) -> Tensor:
         def found(tape) -> Tensor:
             return torch.stack([scores.mass(tape.pattern(s.layer, [s.head], stack=s.stack).float(),
                                             part.edges, part.probe.seen)[0][:, 0]
                                 for s in self.fed(score.layer)]).mean(0)
-        with self.model.intervene(_head(at, "mean")), self.model.record() as tape:
-            self._output(part.probe)
+        with (torch.inference_mode(), self.model.intervene(_head(at, "mean")),
+              self.model.record() as tape):
+            self.model(**part.probe.batch)
         return found(part.tape) - found(tape)
 
 
@@ -286,11 +305,20 @@ def _matched(edges: Tensor, probe: Probe, draw: random.Random) -> tuple[Tensor, 
     return kept, others
 
 
+def telling(effect: Tensor, test: str) -> bool:
+    """Whether controls can decide: an effect that may be 0, or in which rows disagree, is none."""
+    low, high = bootstrap(effect)
+    agree = (effect > 0).double().mean().item() >= AGREE
+    return test == "rest" or (low > 0 and agree) or high < 0
+
+
 def judged(score: Score, effect: Tensor, null: list[float], test: str) -> Verdict:
     """The rule. verified: the interval leaves out 0, most rows agree, and 95 % of the controls do
     less; of rest: 95 % do more. contradicted: the effect is below the controls' median and surely
     not the claimed one (below 0; of rest: above the median)."""
     mean, (low, high) = effect.mean().item(), bootstrap(effect)
+    if not telling(effect, test):
+        return Verdict(score, "pattern only", mean, (low, high), None, len(effect), 0, test)
     controls = torch.tensor(null, dtype=torch.float64)
     middle = controls.median().item()
     below = (controls < mean).double().mean().item()
@@ -298,8 +326,7 @@ def judged(score: Score, effect: Tensor, null: list[float], test: str) -> Verdic
         verdict = ("verified" if below <= 0.05 else
                    "contradicted" if low > middle else "pattern only")
     else:
-        agree = (effect > 0).double().mean().item()
-        verdict = ("verified" if low > 0 and agree >= AGREE and below >= 0.95 else
+        verdict = ("verified" if low > 0 and below >= 0.95 else
                    "contradicted" if high < 0 and mean < middle else "pattern only")
     return Verdict(score, verdict, mean, (low, high), below, len(effect), len(null), test)
 
@@ -308,7 +335,9 @@ def judge(model, given: list[Probe], found: list[Score], seed: int = 0) -> list[
     """The verdicts on all scores that pass, and on controls that stand out without the pattern."""
     claimed = [s for s in found if s.passes]
     trials = Trials(model, {p.kind: p for p in given}, claimed, seed)
-    made = [trials.judge(s) for s in tqdm(claimed, "verdicts", disable=None, leave=False)]
+    order = list(dict.fromkeys(map(trials.rows, claimed)))
+    by_rows = sorted(claimed, key=lambda s: order.index(trials.rows(s)))
+    made = [trials.judge(s) for s in tqdm(by_rows, "verdicts", disable=None, leave=False)]
     return made + _causal_only(trials, found, made)
 
 

@@ -33,6 +33,7 @@ class Arm:
     read: Callable[[int], Tensor]
     pool: Callable[[int, int], Tensor]  # (layer, size): the largest weight of each tile
     split: int | None = None  # first token of a second sentence
+    lengths: Callable[[int], Tensor] | None = None  # layer -> (H, S) ||v W_o|| of each key
 
     @property
     def shape(self) -> tuple[int, int, int]:
@@ -88,8 +89,13 @@ def _taped(tape, tokens, split, stack, row, run, chosen) -> list[Arm]:
         def pool(layer, size, name=name, heads=heads, at=at):
             return tape.pooled(size, [layer], heads, name, run)[0, at].float()
 
+        def lengths(layer, name=name, heads=heads, at=at):
+            brought = tape.values(layer, name, run)[at : at + 1]
+            return patterns.value_lengths(tape.modules[name, layer], brought, heads)[0]
+
         made.append(Arm(name if len(names) > 1 else "", _shown(queries, chosen["pretty"]),
-                        _shown(keys, chosen["pretty"]), shown, heads, read, pool, _cut(split, T)))
+                        _shown(keys, chosen["pretty"]), shown, heads, read, pool, _cut(split, T),
+                        lengths if tape.valued else None))
     return made
 
 

@@ -52,12 +52,19 @@ class Heads(View):
                          "rows": rows, "cols": cols, "tile": tile, "layers": arm.layers,
                          "heads": arm.heads, "split": arm.split,
                          "resting": [given.resting(arm.queries)[0], given.resting(arm.keys)[0]],
-                         "special": given.resting(arm.keys)[1]})
+                         "special": given.resting(arm.keys)[1], "lengths": self._lengths(arm)})
             at += len(arm.layers) * H * rows * cols
         arm, words = self.arms[0], WORDS[lang]
         title = (f"{words[self.kind + '_title']} · {words['layers']}: {len(arm.layers)} · "
                  f"{words['heads']}: {len(arm.heads)} · {words['tokens']}: {len(arm.queries)}")
         return title, about, self._bytes(about, size)
+
+    def _lengths(self, arm: Arm) -> list | None:
+        """(L, H, S) how long what a key brings is, for the lines of weight times it."""
+        if arm.lengths is None or self.kind != "heads":
+            return None
+        return [[[float(f"{x:.3g}") for x in head] for head in arm.lengths(n).tolist()]
+                for n in arm.layers]
 
     def _size(self) -> int | None:
         """Side of the model view's maps, None where they are whole."""
@@ -134,11 +141,12 @@ def head_view(attention=None, tokens=None, sentence_b_start=None, prettify_token
     """Lines from each token to those it looked at, one colour a head.
 
     attention: a tape, or weights (1, H, n, n) a layer as any library hands them out; tokens: their
-    n texts (a tape knows its own). sentence_b_start: first token of a second sentence, which gives
-    a filter A to B. layer, heads: what opens first. encoder_, decoder_, cross_attention with
-    encoder_tokens, decoder_tokens: of an encoder-decoder. include_layers: the only ones that the
-    page holds. html_action: "view" also shows it at once in a notebook, "return" does not. stack,
-    row, run: of a tape. lang: en or es. Raises MiradaError.
+    n texts (a tape knows its own). A tape recorded with v=True also shows weight times what the key
+    brings, weight * ||v W_o|| (2004.10102). sentence_b_start: first token of a second sentence,
+    which gives a filter A to B. layer, heads: what opens first. encoder_, decoder_,
+    cross_attention with encoder_tokens, decoder_tokens: of an encoder-decoder. include_layers: the
+    only ones that the page holds. html_action: "view" also shows it at once in a notebook, "return"
+    does not. stack, row, run: of a tape. lang: en or es. Raises MiradaError.
     """
     arms = given.arms(attention, tokens, sentence_b_start, prettify_tokens=prettify_tokens,
                       encoder_attention=encoder_attention, decoder_attention=decoder_attention,

@@ -40,6 +40,8 @@ WORDS = {
         "kept": "{n} of {m} tokens could be drawn.", "id": "TokenId", "probs": "Probs",
         "parts": "Part", "adds": "Adds", "sum": "Sum", "logit": "Logit",
         "last": "Only the last {n} tokens are shown.",
+        "plain": "Weight", "valued": "Weight × value", "brought": "Brought",
+        "worth": "Lines are each key's share of what a query is brought: weight × ‖v Wₒ‖.",
     },
     "es": {
         "layer": "Capa", "head": "Cabeza", "heads": "Cabezas", "layers": "Capas",
@@ -84,5 +86,8 @@ WORDS = {
         "kept": "{n} de {m} tokens podrían salir.", "id": "TokenId", "probs": "Probs",
         "parts": "Parte", "adds": "Aporta", "sum": "Suma", "logit": "Logit",
         "last": "Solo se muestran los últimos {n} tokens.",
+        "plain": "Peso", "valued": "Peso × valor", "brought": "Aporte",
+        "worth": "Las líneas son la parte de cada clave en lo que recibe la consulta: "
+                 "peso × ‖v Wₒ‖.",
     },
 }

@@ -6,12 +6,27 @@ const MOST = 6000, HELD = 1500; // lines at once, and of one token: so that it f
 begin(({ about, bytes }) => {
   const { words: W, lang } = about;
   const state = { arm: 0, layer: about.layer, on: new Set(about.heads), part: "all", mode: "lines",
-    hide: false, least: 0, over: null, held: null }; // over, held: [side, index]; side 0 queries
+    valued: false, hide: false, least: 0, over: null, held: null }; // over, held: [side, index]; side 0 queries
   const arm = () => about.arms[state.arm];
-  const at = (head) => {
-    const a = arm();
-    return a.at + (a.layers.indexOf(state.layer) * a.heads.length + head) * a.rows * a.cols;
-  };
+  let cells, begins; // what is drawn, bytes as weights are kept, and where its first head begins
+  const at = (head) => begins + head * arm().rows * arm().cols;
+
+  /** The layer's weights; or of each query the shares of weight times what a key brings. */
+  function measure() {
+    const a = arm(), place = a.layers.indexOf(state.layer), size = a.rows * a.cols;
+    const from = a.at + place * a.heads.length * size;
+    [cells, begins] = [bytes, from];
+    if (!state.valued || !a.lengths) return;
+    [cells, begins] = [new Uint8Array(a.heads.length * size), 0];
+    a.lengths[place].forEach((lengths, h) => {
+      for (let row = h * size; row < (h + 1) * size; row += a.cols) {
+        let sum = 0;
+        for (let k = 0; k < a.cols; k++) sum += WEIGHT[bytes[from + row + k]] * lengths[k];
+        for (let k = 0; sum && k < a.cols; k++)
+          cells[row + k] = Math.round(255 * Math.sqrt(WEIGHT[bytes[from + row + k]] * lengths[k] / sum));
+      }
+    });
+  }
   const focus = () => state.held ?? state.over;
 
   // Which tokens are in play: [query or not], [key or not], by sentence pair and special tokens.
@@ -33,8 +48,8 @@ begin(({ about, bytes }) => {
         for (let q = 0; q < a.rows; q++) {
           if (!qs[q] || (held && held[0] === 0 && held[1] !== q)) continue;
           const row = base + q * a.cols;
-          if (held && held[0] === 1) { visit(h, q, held[1], bytes[row + held[1]]); continue; }
-          for (let k = 0; k < a.cols; k++) if (ks[k]) visit(h, q, k, bytes[row + k]);
+          if (held && held[0] === 1) { visit(h, q, held[1], cells[row + held[1]]); continue; }
+          for (let k = 0; k < a.cols; k++) if (ks[k]) visit(h, q, k, cells[row + k]);
         }
       }
     };
@@ -62,7 +77,7 @@ begin(({ about, bytes }) => {
   const live = make("p.live", { "aria-live": "polite" });
   document.body.append(make("h1", {}, about.title), bar, make("div.stage", {}, scroll, side), said,
     make("p.note", {}, W.help), live);
-  let found = chosen();
+  let found;
 
   function draw() {
     if (state.mode === "map") return;
@@ -93,7 +108,7 @@ begin(({ about, bytes }) => {
       if (!parts[1 - which][m] || !state.on.size) return;
       const cell = which === 0 ? n * a.cols + m : m * a.cols + n;
       let sum = 0;
-      for (const h of state.on) sum += WEIGHT[bytes[at(h) + cell]];
+      for (const h of state.on) sum += WEIGHT[cells[at(h) + cell]];
       sums.push([m, sum / state.on.size]);
     });
     return sums.sort((x, y) => y[1] - x[1]);
@@ -121,7 +136,7 @@ begin(({ about, bytes }) => {
     const rows = best.map(([m, w]) => [other[m].trim(), String(m), percent(lang, w)]);
     const rest = all.slice(LISTED).reduce((sum, x) => sum + x[1], 0);
     if (all.length > LISTED) rows.push([fill(W.others, { n: all.length - LISTED }), "", percent(lang, rest)]);
-    side.append(make("h1", {}, title), table([which === 0 ? W.key : W.query, "#", W.weight], rows, [1, 2]),
+    side.append(make("h1", {}, title), table([which === 0 ? W.key : W.query, "#", state.valued && a.lengths ? W.brought : W.weight], rows, [1, 2]),
       make("p.note", {}, W.mean));
     live.textContent = `${title} ${best.slice(0, 3).map(([m, w]) => `${other[m].trim()} ${percent(lang, w)}`).join(", ")}`;
   }
@@ -133,6 +148,7 @@ begin(({ about, bytes }) => {
     const values = { n: shown(lang, found.lines.length), m: shown(lang, found.hidden), p: percent(lang, found.rest) };
     said.textContent = [fill(found.hidden ? W.remainder : W.drawn, values),
       fill(W.rounded, { e: shown(lang, about.stated) }),
+      state.valued && arm().lengths ? W.worth : "",
       about.clipped ? fill(W.clipped, { n: about.clipped }) : "", W.caution].filter(Boolean).join(" ");
     canvas.setAttribute("aria-label", said.textContent);
   }
@@ -140,7 +156,7 @@ begin(({ about, bytes }) => {
   function map() {
     const a = arm(), head = [...state.on][0] ?? 0, title = `${W.head} ${a.heads[head]}`;
     const tip = make("p", {}, "\u00a0");
-    const big = labelled(bytes, a, at(head), title, 560, (q, k, w) => {
+    const big = labelled(cells, a, at(head), title, 560, (q, k, w) => {
       tip.textContent = `${a.queries[q].trim()} (${q}) → ${a.keys[k].trim()} (${k}): ${percent(lang, w)}`;
     });
     scroll.replaceChildren(make("p.axis", {}, `${title} · ${W.keys} → · ${W.queries} ↓`), big, tip);
@@ -173,6 +189,8 @@ begin(({ about, bytes }) => {
     } }));
     const modes = ["lines", "map"].map((mode) => make("button", { type: "button",
       "aria-pressed": String(state.mode === mode), onclick: () => { state.mode = mode; rebuild(); } }, W[mode]));
+    const valued = [false, true].map((on) => make("button", { type: "button", "aria-pressed": String(state.valued === on),
+      onclick: () => { state.valued = on; rebuild(); } }, on ? W.valued : W.plain));
     const hide = make("input", { type: "checkbox", id: "hide", checked: state.hide,
       onchange: () => { state.hide = hide.checked; rebuild(); } });
     bar.replaceChildren(...[
@@ -183,6 +201,7 @@ begin(({ about, bytes }) => {
       a.split !== null && choice(W.pair, "part", [["all", W.all], ...["aa", "ab", "ba", "bb"].map((p) => [p, W[p]])],
         state.part, (v) => { state.part = v; rebuild(); }),
       make("span", {}, ...modes),
+      a.lengths && make("span", {}, ...valued),
       make("label", {}, hide, a.special ? W.specials : W.first),
       slider(W.weakest, "least", { min: 0, max: 0.5, step: 0.01, value: state.least },
         (v) => percent(lang, v), (v) => { state.least = v; refresh(); }),
@@ -205,6 +224,7 @@ begin(({ about, bytes }) => {
   }
   function rebuild() {
     const id = document.activeElement?.id;
+    measure();
     tools();
     marks();
     if (id) document.getElementById(id)?.focus();

@@ -1,0 +1,134 @@
+"""The objectives of a run, by name: which models learn by each, and what one from nothing needs."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+
+from mirada import registry
+from mirada.errors import MiradaError
+
+from .denoise import Denoise
+from .distill import Distill, begin
+from .gaps import MASK, GapSentences
+from .instructions import Instructions, Task
+from .language import HiddenToken, NextToken
+from .middle import MARKS, FillMiddle
+from .pairs import SentencePairs, Together
+from .replaced import Joint, ReplacedToken, joint
+from .seq2seq import Translate
+from .spans import MODES, SENTINELS, Mixture, Spans
+
+
+def writes(model) -> bool:
+    return model.generates and not model.encoder_decoder
+
+
+def rewrites(model) -> bool:
+    return model.generates and model.encoder_decoder
+
+
+def has(*endings: str) -> Callable:
+    return lambda model: model.architecture.endswith(endings)
+
+
+@dataclass(frozen=True)
+class Kind:
+    """make(data, length, model, **options) -> objective. fits: which models learn by it. Of a model
+    from nothing: heads, endings of the architecture; tokenizer and special: what it reads with.
+    reads: "texts", "pairs" (two columns of each record) or "rows" (records as they are)."""
+
+    make: Callable
+    fits: Callable
+    heads: tuple[str, ...] = ()
+    tokenizer: str = "unigram"
+    special: tuple[str, ...] = ()
+    reads: str = "texts"
+
+
+def _pairs(kind: str) -> Callable:
+    return lambda data, length, model, **options: SentencePairs(data, length, model, kind,
+                                                                **options)
+
+
+def _taught(data, length: int, model, teacher: str, **options) -> Distill:
+    wise = registry.load(teacher)
+    begin(model, wise)
+    return Distill(data, length, model, wise, **options)
+
+
+def _told(data: dict[str, list], length: int, model, templates, **options) -> Instructions:
+    tasks = [Task(name, rows, [(asked, answer) for asked, answer in templates])
+             for name, rows in data.items()]
+    return Instructions(tasks, length, model, **options)
+
+
+OBJECTIVES = {
+    "causal": Kind(lambda data, length, model: NextToken(data, length), writes, tokenizer="bpe"),
+    "middle": Kind(lambda data, length, model, **options: FillMiddle(
+        data, length, model.tokenizer, **options), writes, tokenizer="bpe", special=MARKS[0]),
+    "masked": Kind(lambda data, length, model, **options: HiddenToken(
+        data, length, model.tokenizer, **options), has("ForMaskedLM"), ("ForMaskedLM",),
+        "wordpiece"),
+    "distill": Kind(_taught, has("ForMaskedLM"), ("ForMaskedLM",), "wordpiece"),
+    "replaced": Kind(ReplacedToken, lambda model: isinstance(model, Joint) or has(
+        "ElectraForPreTraining")(model), ("ElectraForPreTraining",), "wordpiece"),
+    "next": Kind(_pairs("next"), lambda model: has("ForPreTraining", "ForNextSentencePrediction")(
+        model) and model.family != "electra", ("ForPreTraining", "ForNextSentencePrediction"),
+        "wordpiece"),
+    "order": Kind(_pairs("order"), lambda model: has("ForPreTraining", "ForNextSentencePrediction")(
+        model) and model.family != "electra", ("ForPreTraining", "ForNextSentencePrediction"),
+        "wordpiece"),
+    "together": Kind(Together, lambda model: model.kind == "encoder", ("Model",), "wordpiece",
+                     reads="pairs"),
+    "span": Kind(Spans, rewrites, special=SENTINELS),
+    "mixture": Kind(Mixture, rewrites, special=(*SENTINELS, *MODES)),
+    "denoise": Kind(Denoise, rewrites, tokenizer="wordpiece"),
+    "gaps": Kind(GapSentences, rewrites, special=(MASK,)),
+    "translate": Kind(Translate, rewrites, reads="pairs"),
+    "instructions": Kind(_told, rewrites, reads="rows"),
+}
+
+
+def chosen(asked: str | None, model, name: str) -> str:
+    """The objective's name: what was asked for, or what the model's head is for.
+
+    name: of the model, for messages. Raises MiradaError where the model does not learn by it.
+    """
+    fits = [one for one, kind in OBJECTIVES.items() if kind.fits(model)]
+    words = " or ".join(map(repr, fits))
+    of = f"{name} ({model.architecture})"
+    if asked is None and (not fits or model.encoder_decoder):
+        hint = f"by itself: name the objective, {words}" if fits else (
+            "as it neither writes a text on nor tells hidden tokens")
+        raise MiradaError(f"{of}: plain text does not train it, {hint}")
+    if asked is not None and asked not in fits:
+        raise MiradaError(f"{of} learns by objective {words or 'none of these'}, not {asked!r}")
+    return asked or fits[0]
+
+
+def head(asked: str | None, family: str) -> str | None:
+    """The architecture that a model from nothing is given; None: the family's first. Where nothing
+    is asked, one that tells hidden tokens."""
+    endings = OBJECTIVES[asked or "masked"].heads
+    heads = registry.family(family).HEADS
+    return next((one for end in endings for one in heads if one.endswith(end)), None)
+
+
+def whole(name: str, model, seed: int):
+    """The model with what trains beside it: the generator of replaced tokens."""
+    return joint(model, seed=seed) if name == "replaced" else model
+
+
+def kept(model):
+    """The one that is saved of a model that trains with another."""
+    return model.discriminator if isinstance(model, Joint) else model
+
+
+def made(name: str, data, length: int, model, options: dict):
+    """The objective. Raises MiradaError for an option that it has not, or lacks."""
+    try:
+        return OBJECTIVES[name].make(data, length, model, **options)
+    except TypeError as error:
+        said = str(error).rpartition("() ")[2]
+        raise MiradaError(f"objective {name!r}: {said}; its options stand in [options]") from None

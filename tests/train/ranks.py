@@ -1,0 +1,43 @@
+"""Runs of several processes on this machine, over gloo, each of them a function of a test module.
+
+    ranks.together(function, size, folder)    # function(folder) in `size` processes of one group
+"""
+
+import json
+import os
+import socket
+
+import torch
+
+from train import kills
+
+
+def together(function, size, folder, seconds=240):
+    """Their exit codes. A process that hangs is killed, and its code is -9."""
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        port = free.getsockname()[1]
+    children = [kills.process(_rank, function, size, rank, port, str(folder))
+                for rank in range(size)]
+    for child in children:
+        child.join(seconds)
+        if child.is_alive():
+            child.kill()
+            child.join()
+    return [child.exitcode for child in children]
+
+
+def _rank(function, size, rank, port, folder):
+    from pathlib import Path
+
+    from mirada.train.world import leave
+    torch.set_num_threads(1)
+    os.environ |= {"WORLD_SIZE": str(size), "RANK": str(rank), "LOCAL_RANK": str(rank),
+                   "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port)}
+    function(Path(folder))
+    leave()
+
+
+def keep(path, content):
+    """JSON that a test reads when the processes have ended."""
+    path.write_text(json.dumps(content))
