@@ -86,6 +86,8 @@ class Page:
     def answered(self, do) -> float:
         """Milliseconds from what was done to the last stroke that it caused."""
         do()
+        while self.seen("painted") < self.seen("done"):
+            self.tab.wait_for_timeout(20)
         self.settle()
         return self.seen("painted") - self.seen("done")
 
@@ -161,7 +163,8 @@ def _moved(browser, page: Page) -> tuple[float, float, float]:
     with tempfile.TemporaryDirectory() as folder:
         trace = Path(folder) / "trace.json"
         browser.start_tracing(page=page.tab, path=str(trace),
-                              categories=["devtools.timeline", "toplevel", "v8.execute"])
+                              categories=["devtools.timeline", "toplevel", "v8.execute",
+                                          "disabled-by-default-devtools.timeline.frame"])
         end, n = time.perf_counter() + 5, 0
         while time.perf_counter() < end:
             n += 1
@@ -178,7 +181,7 @@ def _moved(browser, page: Page) -> tuple[float, float, float]:
     main = max(busy, key=busy.get)  # the page's own thread runs the page's scripts
     mine = sorted((e for e in events if (e["pid"], e["tid"]) == main and "ts" in e),
                   key=lambda e: e["ts"])
-    frames = [e["ts"] for e in mine if e["name"] in ("BeginMainThreadFrame", "BeginFrame")]
+    frames = [e["ts"] for e in mine if e["name"] == "BeginMainThreadFrame"]
     tasks = [e["dur"] / 1e3 for e in mine if e["name"].endswith("RunTask") and "dur" in e]
     sums, at, until = [0.0], 0, 0
     for e in mine:

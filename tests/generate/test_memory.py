@@ -65,7 +65,8 @@ def test_it_is_asked_for_while_it_grows(monkeypatch):
 
 
 def test_windows_are_offered(monkeypatch):
-    model = mirada.build("llama", "tiny", seed=0, window=16)
+    model = mirada.build("llama", "tiny", seed=0, window=16,
+                         architecture="MistralForCausalLM")
     monkeypatch.setattr(memory, "free", lambda device: 40 * cost(model, "growing", 1))
     with pytest.raises(MiradaError, match='cache="rolling"'):
         model.generate([5, 6], max_new_tokens=100)

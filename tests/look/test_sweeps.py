@@ -8,6 +8,7 @@ import torch
 from torch.utils.flop_counter import FlopCounterMode
 
 import mirada
+from look import planted
 from mirada.errors import MiradaError
 from mirada.look import sweeps
 
@@ -164,6 +165,45 @@ def test_backup_is_what_the_sum_of_singles_misses(gpt):
     assert abs(last.backup) < 1e-12 and last.joint != 0
     over = sweeps.backup(m, ids(), METRIC, [(0, 0), (1, 3)])
     assert abs(over.backup) > 1e-6 and "backup" in str(over)
+
+
+def test_a_path_from_one_head_through_another():
+    """The planted previous-token head reaches the answer through the induction head that it feeds,
+    and through no other; a sender's word that nobody passes on is no path."""
+    m = planted.build(0)
+    clean = torch.tensor([[5, 6, 7, 8, 9, 5, 6, 7, 8]])
+    corrupt = torch.tensor([[5, 6, 7, 6, 9, 5, 6, 7, 8]])  # another token before the last answer
+    metric = sweeps.log_probability(9)
+    with torch.no_grad(), m.record(z=True) as tape:
+        m(input_ids=corrupt)
+    whole = sweeps.effect(m, clean, metric, dict(site="head_out", layer=0, heads=[0], op="patch",
+                                                 source=tape))
+    heard = sweeps.path(m, clean, corrupt, metric, (0, 0), (1, 0))
+    assert whole.mean < -3 and abs(heard.mean - whole.mean) < 0.1 * abs(whole.mean)
+    assert abs(sweeps.path(m, clean, corrupt, metric, (0, 0), (1, 2)).mean) < 1e-4
+    assert abs(sweeps.path(m, clean, clean, metric, (0, 0), (1, 0)).mean) < 1e-6
+    assert "head 0.0 of the other text, heard by 1.0 alone" in str(heard)
+    with pytest.raises(MiradaError, match="cannot hear"):
+        sweeps.path(m, clean, corrupt, metric, (1, 0), (1, 1))
+
+
+def test_the_heads_between_keep_what_they_brought(gpt):
+    """Three layers: what would go round by layer 1 does not count; by hand."""
+    clean, other = ids(), ids(seed=9)
+    found = sweeps.path(gpt, clean, other, METRIC, (0, 1), (2, 3))
+    tapes = []
+    for text in (clean, other):
+        with torch.no_grad(), gpt.record(z=True) as tape:
+            gpt(input_ids=text)
+        tapes.append(tape)
+    changes = [dict(site="head_out", layer=0, heads=[1], op="patch", source=tapes[1]),
+               dict(site="head_out", layer=1, op="patch", source=tapes[0])]
+    with torch.no_grad(), gpt.intervene(changes), gpt.record(z=True) as tape:
+        gpt(input_ids=clean)
+    with torch.no_grad(), gpt.intervene(dict(site="head_out", layer=2, heads=[3], op="patch",
+                                             source=tape)):
+        after = METRIC(gpt(input_ids=clean))
+    assert torch.equal(found.after, after) and (found.after != found.before).all()
 
 
 def test_who_hears_of_a_change(gpt):

@@ -153,6 +153,68 @@ def test_a_sweep_is_each_ablation_alone(caller):
     fulfils(json.loads(data.removeprefix("data: ")), "job")
 
 
+@pytest.mark.parametrize("site, places", [("head_out", 4), ("resid", 5), ("mlp", 1)])
+def test_a_sweep_of_patches_is_each_patch_alone(caller, model, site, places):
+    run, donor = caller.run([9, 8, 7, 6, 5]), caller.run([9, 8, 12, 6, 5])
+    asked = {"op": "patch", "site": site, "source": donor["run"], "token": 3, "other": 4}
+    job = caller.post(f"runs/{run['run']}/sweep", asked, 202)
+    result = wait(caller, job)["result"]
+    assert [len(row) for row in result["effects"]] == [places, places]
+    place = places // 2
+    where = {"head_out": {"heads": [place]}, "resid": {"pos": [place]}, "mlp": {}}[site]
+    told = caller.post(f"runs/{run['run']}/interventions", {"interventions": [
+        {"site": site, "layer": 1, "op": "patch", "source": donor["run"], **where}],
+        "token": 3, "other": 4})
+    assert abs(result["effects"][1][place] - told["metrics"]["logit_diff"]) < 1e-5
+    found = []
+    code = re.sub(r"mirada\.load\(.*\)", "model", result["snippet"])
+    exec(compile(code.replace("print(", "found.append("), "snippet", "exec"),
+         {"model": model, "found": found})
+    assert abs(found[0][1, place].item() - result["effects"][1][place]) < 1e-6
+
+
+def test_a_sweep_of_patches_needs_a_text_that_fits(caller, run):
+    base, short = f"runs/{run['run']}/sweep", caller.run([5, 6, 7])
+    told = caller.post(base, {"op": "patch", "source": short["run"]}, 400)["error"]["message"]
+    assert "[-" in told and "same number of tokens" in told
+    assert "give source" in caller.post(base, {"op": "patch"}, 400)["error"]["message"]
+    bert = caller.run([5, 6, 7], model="m1")
+    assert "another" in caller.post(base, {"op": "patch", "source": bert["run"]}, 409)[
+        "error"]["message"]
+
+
+def test_changes_apart_and_beside_other_heads(caller, run):
+    changes = [{"site": "head_out", "layer": n, "heads": [2], "op": "zero"} for n in (0, 1)]
+    base = f"runs/{run['run']}/interventions"
+    told = caller.post(base, {"interventions": changes, "apart": True, "null": 8})
+    alone = [caller.post(base, {"interventions": [c]})["metrics"]["logit_diff"] for c in changes]
+    assert told["apart"] == pytest.approx(alone, abs=1e-6) and 0 <= told["percentile"] <= 100
+    assert (told["percentile"] * 8 / 100).is_integer()
+    mlp = [{"site": "mlp", "layer": 0, "op": "zero"}]
+    said = caller.post(base, {"interventions": mlp, "null": 8}, 400)["error"]["message"]
+    assert "heads" in said
+
+
+def test_where_neurons_fire_in_a_users_texts(caller, model):
+    texts = ["Diego eats pizza", "Pizza eats Diego"]
+    asked = {"layer": 1, "neurons": [3, 7], "texts": texts, "top": 2}
+    found = wait(caller, caller.post("models/m0/firing", asked, 202))["result"]
+    own = mirada.look.top_tokens(model, texts, 1, [3, 7], k=2).data()
+    assert found["hits"] == own["hits"] and found["texts"] == 2 and found["stack"] == "decoder"
+    wrong = wait(caller, caller.post("models/m0/firing", {**asked, "stack": "encoder"}, 202))
+    assert wrong["state"] == "failed" and "no encoder" in wrong["error"]["message"]
+
+
+def test_the_model_writes_first(caller, model, ids):
+    told = caller.run(TEXT, write=5)
+    rows = told["tokens"]["decoder"]
+    assert [t["id"] for t in rows] == model.generate(ids, max_new_tokens=5, do_sample=False)[
+        0].tolist()
+    assert rows[-1]["b"] is None and rows[0]["b"] == [0, 1] or rows[0]["b"][0] == 0
+    said = caller.run("x", 400, model="m1", write=3)["error"]["message"]
+    assert "writes no text" in said
+
+
 def test_a_job_is_cancelled_between_passes(caller):
     job = caller.post("models/m0/roles", {"suite": "quick", "lang": "es"}, 202)
     another = caller.post("models/m0/roles", {"suite": "quick"}, 202)

@@ -240,13 +240,15 @@ def _alike(words: list[str], route: str) -> bool:
         for a, b in zip(words, route, strict=True))
 
 
-REQUESTS = ("run_request", "intervention_request", "sweep_request", "roles_request")
+REQUESTS = ("run_request", "intervention_request", "sweep_request", "roles_request",
+            "firing_request")
 VALUES = st.recursive(
     st.none() | st.booleans() | st.integers(-3, 300) | st.floats(allow_nan=False)
     | st.sampled_from(["zero", "mean", "head_out", "all", "es", "x", "decoder", "default"]),
     lambda inner: st.lists(inner, max_size=3) | st.dictionaries(
         st.sampled_from(["inputs", "text", "ids", "model", "record", "qk", "interventions", "site",
-                         "layer", "op", "heads", "pos", "factor", "stack", "lang", "suite"]),
+                         "layer", "op", "heads", "pos", "factor", "stack", "lang", "suite",
+                         "neurons", "texts", "source", "apart", "null", "write"]),
         inner, max_size=4), max_leaves=8)
 
 

@@ -14,11 +14,20 @@ from train import kills
 
 def together(function, size, folder, seconds=240):
     """Their exit codes. A process that hangs is killed, and its code is -9."""
+    return ended(begin(function, size, folder), seconds)
+
+
+def begin(function, size, folder):
+    """The processes, by rank."""
+    folder.mkdir(exist_ok=True)
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))
         port = free.getsockname()[1]
-    children = [kills.process(_rank, function, size, rank, port, str(folder))
-                for rank in range(size)]
+    return [kills.process(_rank, function, size, rank, port, str(folder)) for rank in range(size)]
+
+
+def ended(children, seconds=240):
+    """Their exit codes, when they have ended."""
     for child in children:
         child.join(seconds)
         if child.is_alive():

@@ -1,19 +1,28 @@
 """A run of many processes is the run of one: its losses, its checkpoints, its end."""
 
+import contextlib
 import json
 import os
+import shutil
+import signal
+import subprocess
+import sys
+import time
 from dataclasses import replace
+from pathlib import Path
 
 import pytest
 import torch
+from safetensors.torch import save_file
 
 import mirada
-from mirada import edit
-from mirada.train import checkpoint, world
+from mirada import MiradaError, edit
+from mirada.errors import UntrustedInputError, WorkFailed
+from mirada.train import checkpoint, pieces, world
 from mirada.train.log import history
 from mirada.train.loop import Plan, fit
 from mirada.train.optim import Recipe
-from train import ranks
+from train import kills, ranks
 
 STEPS = int(os.environ.get("MIRADA_STEPS", "12"))  # the claim of 50: make test-slow
 PLAN = Plan(steps=STEPS, batch=8, parts=2, save=5, dtype="float64")
@@ -49,9 +58,6 @@ class Ids:
             logits[:, :-1].flatten(0, 1), labels[:, 1:].flatten(), reduction="sum"), {}
 
 
-SMALL = {"layers": 2, "heads": 4}
-
-
 def uneven():
     """257 tokens, one table for reading and writing, grouped heads."""
     return mirada.build("llama:tiny", vocab=257, tied=True, seed=0, dtype=torch.float64)
@@ -83,13 +89,13 @@ def adapted():
     return edit.lora(uneven(), rank=4)
 
 
-def trained(build, folder=None, shared=None, steps=STEPS):
-    """(losses, norms) of a run of this process, alone or of a group."""
+def trained(build, folder=None, shared=None, until=None, plan=PLAN):
+    """(loss, norm) of each step of a run of this process, alone or of a group."""
     from mirada.edit.parallel import parallel
     model = build()
     if shared is not None:
         parallel(model, shared.mesh)
-    found = fit(model, Ids(), replace(PLAN, steps=steps), RECIPE, world=shared,
+    found = fit(model, Ids(), plan, RECIPE, world=shared, watch=lambda line: line["step"] == until,
                 out=None if folder is None else str(folder))
     return [(x["loss"], x["norm"]) for x in found.history]
 
@@ -137,15 +143,13 @@ def test_many_processes_are_one(function, layouts, tmp_path):
 
 
 def stands(folder):
-    """Half a run in pieces: 2 x 2 processes."""
-    trained(uneven, folder / "run", world.join(2), steps=STEPS)
+    """The first half of a run, in pieces on 2 x 2 processes."""
+    trained(uneven, folder / "run", world.join(2), until=STEPS // 2)
 
 
 def goes_on(folder):
-    """The same on two processes."""
-    found = trained(uneven, folder / "run", world.join(1), steps=2 * STEPS)
-    if world.join(1).lead:
-        ranks.keep(folder / "after.json", found)
+    """The other half on two processes, each with its samples and pieces of all weights."""
+    trained(uneven, folder / "run", world.join(1))
 
 
 @pytest.mark.filterwarnings("ignore")
@@ -153,16 +157,115 @@ def goes_on(folder):
 def test_goes_on_with_another_number_of_processes(tmp_path):
     """Saved by 2 x 2, a vocabulary of 257 in unequal pieces; gone on with by one, and by two."""
     assert set(ranks.together(stands, 4, tmp_path)) == {0}
-    files = {p.name for p in (tmp_path / "run/checkpoints" / f"step-{STEPS:08d}").iterdir()}
-    assert "weights-00004-of-00004.safetensors" in files
-    whole = trained(uneven, steps=STEPS)
-    (tmp_path / "run/run.json").unlink()  # a run of more steps is another run, but for this test
-    held = checkpoint.newest(tmp_path / "run/checkpoints")
-    assert held.tensors["weights.safetensors"]["body.embed.token.weight"].shape == (257, 64)
+    half = tmp_path / "run/checkpoints" / f"step-{STEPS // 2:08d}"
+    assert len(list(half.glob("weights-*-of-00004.safetensors"))) == 4
+    shutil.copytree(tmp_path / "run", tmp_path / "one/run")
     assert set(ranks.together(goes_on, 2, tmp_path)) == {0}
-    after = json.loads((tmp_path / "after.json").read_text())
-    alone = trained(uneven, steps=2 * STEPS)
-    assert [x["step"] for x in history(tmp_path / "run")] == list(range(1, 2 * STEPS + 1))
-    rate = Recipe(rate=1e-2, warmup=2, clip=0.5).at
-    assert rate(STEPS, 2 * STEPS) != rate(STEPS - 1, STEPS)  # cosine: the halves differ in rate
-    assert len(whole) == STEPS and len(after) == STEPS and len(alone) == 2 * STEPS
+    trained(uneven, tmp_path / "one/run")
+    alone = trained(uneven)
+    for run in ("run", "one/run"):
+        lines = history(tmp_path / run)
+        assert [x["step"] for x in lines] == list(range(1, STEPS + 1))
+        for line, (loss, norm) in zip(lines, alone, strict=True):
+            assert abs(line["loss"] - loss) <= 1e-12 and abs(line["norm"] - norm) <= 1e-10
+
+
+def killed(folder):
+    """Many steps, so that there is time for a kill; the same plan each time."""
+    trained(uneven, folder / "run", world.join(1), plan=replace(PLAN, steps=30, save=2))
+
+
+@pytest.mark.filterwarnings("ignore")
+@pytest.mark.scope("1.17.7")
+def test_a_run_whose_process_was_killed_ends_as_if_it_was_not(tmp_path):
+    """SIGKILL of one of two; what they keep at the end is the same to the last bit."""
+    assert set(ranks.together(killed, 2, tmp_path / "whole")) == {0}
+    children = ranks.begin(killed, 2, tmp_path / "cut")
+    kills.wait(children[1], tmp_path / "cut/run", 7)
+    children[1].kill()
+    codes = ranks.ended(children)
+    assert codes[1] == -signal.SIGKILL and codes[0] != 0, "the other one must not end as if well"
+    assert 0 < len(history(tmp_path / "cut/run")) < 30
+    assert set(ranks.together(killed, 2, tmp_path / "cut")) == {0}
+    ends = [json.loads((tmp_path / run / "run/checkpoints/step-00000030/MANIFEST.json").read_text())
+            for run in ("whole", "cut")]
+    assert ends[0]["files"] == ends[1]["files"]
+
+
+def full(folder):
+    """One process's disk is full in the middle of a checkpoint."""
+    shared = world.join(1)
+    if not shared.lead:
+        def save(*args):
+            raise OSError(28, "No space left on device")
+        pieces.save = save
+    try:
+        trained(uneven, folder / "run", shared)
+    except (OSError, WorkFailed) as error:
+        ranks.keep(folder / f"{shared.rank}.json", str(error))
+
+
+@pytest.mark.filterwarnings("ignore")
+def test_all_processes_hear_of_a_full_disk(tmp_path):
+    assert set(ranks.together(full, 2, tmp_path)) == {0}
+    assert "another process" in (tmp_path / "0.json").read_text()
+    assert "No space left" in (tmp_path / "1.json").read_text()
+    assert checkpoint.newest(tmp_path / "run/checkpoints") is None
+    assert not list((tmp_path / "run/checkpoints").iterdir())
+
+
+@pytest.mark.slow
+def test_torchrun_begins_a_run_again_by_itself(tmp_path):
+    """A process dies once; --max-restarts brings the run to its end."""
+    book = tmp_path / "book.txt"
+    book.write_text("\n".join(f"the {n} cats saw {n * 7 % 13} dogs" for n in range(300)))
+    command = [sys.executable, "-m", "torch.distributed.run", "--nproc-per-node", "2",
+               "--max-restarts", "1", "-m", "mirada", "train", "gpt2:tiny", "--data", str(book),
+               "--steps", "60", "--batch", "4", "--length", "32", "--tokens", "300",
+               "--save", "5", "-o", str(tmp_path / "run")]
+    running = subprocess.Popen(command, stderr=subprocess.DEVNULL, start_new_session=True)
+    try:
+        deadline = time.monotonic() + 120
+        while len(history(tmp_path / "run")) < 12 and time.monotonic() < deadline:
+            time.sleep(0.02)
+        (worker, *_) = _workers(running.pid)
+        os.kill(worker, signal.SIGKILL)
+        assert running.wait(120) == 0
+    finally:
+        running.kill()
+    assert [x["step"] for x in history(tmp_path / "run")] == list(range(1, 61))
+
+
+def _workers(launcher: int) -> list[int]:
+    """Processes that a torchrun began and that train."""
+    found = []
+    for status in Path("/proc").glob("[0-9]*/status"):
+        with contextlib.suppress(OSError):
+            if f"PPid:\t{launcher}\n" in status.read_text():
+                found.append(int(status.parent.name))
+    return found
+
+
+def test_a_piece_that_lies_elsewhere_is_refused(tmp_path):
+    whole = torch.arange(12.0).reshape(4, 3)
+    for number, rows in ((1, slice(0, 2)), (2, slice(2, 4))):
+        said = {"a": {"shape": [4, 3], "offset": [rows.start, 0]}}
+        save_file({"a": whole[rows].clone()}, tmp_path / f"w-0000{number}-of-00002.safetensors",
+                  {"pieces": json.dumps(said)})
+    files = sorted(tmp_path.glob("w-*"))
+    assert torch.equal(pieces.Joined(files)["a"], whole)
+    with pytest.raises(UntrustedInputError, match="6 of its 12 numbers"):
+        pieces.Joined(files[:1])
+    for wrong in ({"shape": [4, 3], "offset": [3, 0]}, {"shape": [4], "offset": [0, 0]},
+                  {"shape": [4, 3], "offset": [-1, 0]}, {"shape": "x", "offset": 1}, 7):
+        save_file({"a": whole[:2].clone()}, files[0], {"pieces": json.dumps({"a": wrong})})
+        with pytest.raises(UntrustedInputError):
+            pieces.Joined(files)
+
+
+def test_processes_that_cannot_be(monkeypatch):
+    with pytest.raises(MiradaError, match="torchrun --nproc-per-node 2"):
+        world.join(2)
+    monkeypatch.setenv("WORLD_SIZE", "3")
+    with pytest.raises(MiradaError, match="3 processes cannot stand in groups of 2"):
+        world.join(2)

@@ -50,6 +50,36 @@ def test_resumed_behind_every_step_of_three_epochs(tmp_path):
         assert same(weights(model), want)
 
 
+class Died(BaseException):
+    """What nothing catches."""
+
+
+def test_dead_in_every_part_of_every_step(tmp_path):
+    """21 updates of 3 parts: the run dies in each of the 63, one after another, and goes on."""
+    want, seen = kills.trained(lambda: (small(), Noted(), THREE, RECIPE))[0], {}
+
+    class Mortal(Noted):
+        def loss(self, model, batch):
+            self.parts += 1
+            if self.parts > self.lives:
+                raise Died
+            return super().loss(model, batch)
+
+    for death in range(63):
+        model, words = small(), Mortal()
+        words.parts, words.lives = 0, death % 3 + (3 if death % 3 == 0 and death else 0)
+        begins = [0] if death == 0 else checkpoint.steps(tmp_path / "checkpoints") or [0]
+        with pytest.raises(Died):
+            fit(model, words, replace(THREE, keep=1), RECIPE, out=str(tmp_path))
+        for place, index in enumerate(words.seen, begins[-1] * 6):
+            assert seen.setdefault(place, index) == index
+    assert len(history(tmp_path)) == 20  # the death of the last part is of the last step
+    model = small()
+    fit(model, Noted(), replace(THREE, keep=1), RECIPE, out=str(tmp_path))
+    assert same(weights(model), want) and len(seen) == 126
+    assert [x["step"] for x in history(tmp_path)] == list(range(1, 22))
+
+
 def test_the_same_run_is_the_same(tmp_path):
     runs = [kills.trained(lambda: (small(), Words(), PLAN, RECIPE)) for _ in range(5)]
     assert all(same(runs[0][0], other) for other, _ in runs[1:])
@@ -209,3 +239,36 @@ def test_a_clock_that_jumps_changes_nothing(tmp_path, monkeypatch):
     fit(model, Words(), PLAN, RECIPE, out=str(tmp_path))
     assert same(weights(model), want)
     assert all(0 <= line["seconds"] < 60 for line in history(tmp_path))
+
+
+def test_another_machine_is_noted(tmp_path):
+    model = small()
+    fit(model, Words(), replace(PLAN, steps=3), RECIPE, out=str(tmp_path))
+    assert not (tmp_path / "events.jsonl").exists()
+    file = tmp_path / "run.json"
+    run = json.loads(file.read_text())
+    assert run["machine"] == {"threads": torch.get_num_threads(), "torch": torch.__version__,
+                              "products": "torch.float32"}
+    run["machine"]["threads"] = 96
+    file.write_text(json.dumps(run))
+    fit(small(), Words(), replace(PLAN, steps=3), RECIPE, out=str(tmp_path))
+    event = json.loads((tmp_path / "events.jsonl").read_text())
+    assert event["what"] == "another machine" and event["was"]["threads"] == 96
+
+
+def test_a_finished_model_holds_the_running_mean(tmp_path):
+    plan, model = replace(PLAN, steps=6, ema=0.5), small()
+    mean = weights(model)
+
+    def watch(line):  # the weights, as each step leaves them
+        for name, p in weights(model).items():
+            mean[name] = 0.5 * mean[name] + 0.5 * p
+
+    fit(model, Words(), plan, RECIPE, out=str(tmp_path), watch=watch)
+    assert all(torch.allclose(p, mean[n], atol=1e-6) for n, p in weights(model).items())
+    last = checkpoint.newest(tmp_path / "checkpoints").tensors
+    assert same(weights(model), last["ema.safetensors"])
+    assert not same(weights(model), last["weights.safetensors"])
+    again = small()
+    fit(again, Words(), plan, RECIPE, out=str(tmp_path))  # done is done
+    assert same(weights(again), weights(model))

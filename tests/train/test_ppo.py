@@ -61,7 +61,8 @@ def test_gae_is_the_sum_it_stands_for():
 
 @pytest.mark.parametrize("gain, advantage, want, slope", [
     (0.0, 2.0, -2.0, -2.0), (0.5, 2.0, -2.4, 0.0),
-    (-0.5, 2.0, -2 * np.exp(-0.5), -2 * np.exp(-0.5)), (0.5, -2.0, 2 * np.exp(0.5), 2 * np.exp(0.5)), (-0.5, -2.0, 1.6, 0.0)])
+    (-0.5, 2.0, -2 * np.exp(-0.5), -2 * np.exp(-0.5)),
+    (0.5, -2.0, 2 * np.exp(0.5), 2 * np.exp(0.5)), (-0.5, -2.0, 1.6, 0.0)])
 def test_the_clip_stops_what_goes_too_far_and_nothing_else(gain, advantage, want, slope):
     """1707.06347, fig. 1, with clip 0.2."""
     gain = torch.tensor(gain, dtype=torch.float64, requires_grad=True)

@@ -406,36 +406,3 @@ def test_answers_to_prompts(tmp_path):
             examples.read(lines(tmp_path / "b.jsonl", [{"messages": said}]), "chat")
     with pytest.raises(MiradaError, match="does not write a text on"):
         tune(mirada.build("bert:tiny"), "chat", data)
-
-
-KIND = ("bueno hermoso genial rico claro amable dulce feliz alegre noble sabio tierno".split(),
-        "malo feo triste soso oscuro cruel amargo ruin grave vil torpe duro".split())
-
-
-@pytest.mark.scope("1.13.1")
-def test_pretraining_beats_nothing_where_labels_are_few(tmp_path):
-    """Plain text says which words go together; 60 labelled rows name a third of them, and the model
-    that has read the text knows the others."""
-    draw, corpus = random.Random(0), tmp_path / "plain.txt"
-    corpus.write_text("\n".join(
-        "el {} es {} y {} y {}".format(draw.choice(THINGS), *draw.sample(draw.choice(KIND), 3))
-        for _ in range(2000)))
-    assert main(["train", "bert:tiny", "--data", str(corpus), "--tokens", "120", "--length", "40",
-                 "--steps", "250", "--batch", "16", "--rate", "3e-3", "--seed", "1", "--out",
-                 str(tmp_path / "run")]) == 0
-
-    def rows(words, count):
-        return [(f"el {draw.choice(THINGS)} es {word} {n}", ("bien", "mal")[side])
-                for n in range(count) for side in (draw.randrange(2),)
-                for word in (draw.choice(words[side]),)]
-
-    some, others = [side[:4] for side in KIND], [side[4:] for side in KIND]
-    data = table(tmp_path / "a.csv", ("text", "label"), rows(some, 60))
-    test = table(tmp_path / "t.csv", ("text", "label"), rows(others, 100))
-    read = mirada.load(tmp_path / "run" / "model")
-    nothing = mirada.build("bert:tiny", architecture="BertForMaskedLM", seed=0,
-                           vocab=read.config.vocab)
-    nothing.tokenizer = read.tokenizer
-    accuracy = [tune(model, "classify", data, test=test, epochs=15, rate=1e-3).metrics["test"]
-                ["accuracy"] for model in (read, nothing)]
-    assert accuracy[0] > 0.9 and accuracy[0] > accuracy[1] + 0.2, accuracy

@@ -28,12 +28,33 @@ def fill(parser) -> None:
                               ("rate", float, "the highest learning rate")):
         parser.add_argument(f"--{flag}", type=kind, metavar=kind.__name__.upper()[:5], help=words)
     parser.add_argument("-o", "--out", metavar="FOLDER", help="default: the next one under runs/")
+    parser.add_argument("--tensor", type=int, default=1, metavar="N",
+                        help="under torchrun: processes that share each product")
     parser.add_argument("--resume", metavar="RUN", help="go on with a run; nothing else is needed")
     parser.add_argument("--show", type=int, default=100, metavar="N",
                         help="on a terminal, steps between texts that the model writes; 0: none")
 
 
 def run(args) -> None:
+    from mirada.train import config, world
+    shared = world.join(args.tensor)
+    if shared is None:
+        show(args, _train(*_begun(args), args.show))
+        return
+    if shared.lead:  # it alone makes the folder, the tokenizer and the corpus
+        begun = _begun(args)
+        shared.told(str(begun[0].absolute()))
+    else:
+        folder = Path(shared.told(""))
+        begun = (folder, *config.open_run(folder))
+    told = _train(*begun, 0, shared)
+    if shared.lead:
+        show(args, told)
+    world.leave()
+
+
+def _begun(args) -> tuple:
+    """(folder, run, model, objective) of a new run, or of one that goes on."""
     from mirada.errors import MiradaError
     from mirada.train import config
     if args.resume:
@@ -42,21 +63,17 @@ def run(args) -> None:
         if asked:
             raise MiradaError(f"--resume goes on with what the run was begun with: leave out "
                               f"{', '.join(asked)}")
-        folder = Path(args.resume)
-        run, model, objective = config.open_run(folder)
-        show(args, _train(folder, run, model, objective, args.show))
-        return
+        return Path(args.resume), *config.open_run(Path(args.resume))
     if args.model is None:
         raise MiradaError("name a model (gpt2:tiny), a .toml, or a run with --resume")
     asked = _asked(args)
     out = Path(args.out) if args.out else _next(asked.model)
     config.create(asked, out)
     try:
-        run, model, objective = config.open_run(out)
+        return out, *config.open_run(out)
     except MiradaError:  # nothing is trained yet: the name is free for a better try
         shutil.rmtree(out)
         raise
-    show(args, _train(out, run, model, objective, args.show))
 
 
 _GIVEN = ("column", "target", "objective", "length", "tokens")
@@ -85,15 +102,24 @@ def _next(model: str) -> Path:
     return Path(f"runs/{name}-{number}")
 
 
-def _train(folder: Path, run, model, objective, every: int):
+def _train(folder: Path, run, model, objective, every: int, shared=None):
     from mirada import registry
-    from mirada.train import checkpoint, loop, memory, objectives, terminal
+    from mirada.train import checkpoint, config, loop, memory, objectives, terminal
+    from mirada.train.log import CHECKPOINTS
     memory.keep_freed()
     plan = run.whole_plan()
-    done = max(checkpoint.steps(folder / "checkpoints"), default=0)
+    done = max(checkpoint.steps(folder / CHECKPOINTS), default=0)
     tokens = plan.batch * run.length
     view = terminal.Terminal(plan.steps, done, tokens, terminal.flops(model, tokens, run.length),
                              loop.precision(plan, model))
+
+    if shared is not None:
+        from mirada.edit.parallel import parallel
+        for words in parallel(model, shared.mesh):
+            view.say(f"computed whole by each process: {words}")
+        if not shared.lead:
+            view.close()
+            view.bar.disable = True
 
     def watch(line: dict) -> None:
         view(line)
@@ -101,11 +127,17 @@ def _train(folder: Path, run, model, objective, every: int):
             view.say(f"{line['step']}: {_written(model)!r}")
 
     try:
-        result = loop.fit(model, objective, plan, run.whole_recipe(), out=str(folder), watch=watch)
+        result = loop.fit(model, objective, plan, run.whole_recipe(), out=str(folder), watch=watch,
+                          world=shared)
     finally:
         view.close()
     made = folder / "model"
-    if result.reason == "done" and not made.exists():
+    if result.reason == "done" and not made.exists() and (shared is None or shared.lead):
+        if shared is not None:  # this process holds a piece of each weight, the checkpoint all
+            _, model, _ = config.open_run(folder)
+            held = checkpoint.newest(folder / CHECKPOINTS)
+            checkpoint.put({n: p for n, p in model.named_parameters() if p.requires_grad},
+                           held.tensors["weights.safetensors"], folder)
         registry.save(objectives.kept(model), made)
     return Told(folder, plan.steps, result)
 

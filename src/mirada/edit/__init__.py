@@ -5,10 +5,11 @@ import importlib
 _HOMES = {  # public name -> the file that holds it; nothing is imported until it is used
     "lora": "lowrank", "merge": "lowrank", "merge_error": "lowrank", "freeze": "frozen",
     "save_adapter": "adapter", "load_adapter": "adapter",
+    "prompt": "soft", "save_prompt": "soft", "load_prompt": "soft",
     "packed": "ordered", "quantize": "small",
     "attention_pattern": "masks", "pattern": "masks",
     "resize_positions": "positions", "without_positions": "positions",
-    "without_residual": "residual", "recompute": "recompute",
+    "without_residual": "residual", "recompute": "memory",
 }
 __all__ = sorted(_HOMES)
 

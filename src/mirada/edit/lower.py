@@ -27,6 +27,7 @@ from mirada.core.position import ByChannel, Dynamic, Learned, Rotary
 from mirada.errors import MiradaError
 from mirada.kernels import native as rt
 from mirada.kernels.native import Memory, Native, Operator, Program, Unbuilt, library
+from mirada.model import Model
 
 ACTS: dict[int, Callable[[Tensor], Tensor]] = {  # the runtime's activations, by its numbers
     1: F.silu, 2: F.gelu, 3: lambda x: F.gelu(x, approximate="tanh"), 4: F.relu,
@@ -172,6 +173,8 @@ class Lowering:
         return self.keep[-1].data_ptr()
 
     def model(self, model) -> None:
+        if type(model) is not Model:
+            raise Unlowered(f"{type(model).__name__} has no native program")
         if model.encoder_decoder:
             raise Unlowered("encoder-decoders have no native program yet")
         if model.kind != "decoder" or type(model.head) is not LMHead:

@@ -955,7 +955,8 @@ static void linear(step *s, const operator *o, atomic_int *next, int tokens, int
     int blocks = (tokens + WIDE - 1) / WIDE;
     int rows = MAX(1, MIN(alone ? 64 : 8, tiles / (threads * 6)));
     int chunks = (tiles + rows - 1) / rows;
-    int depth = chunks >= threads * 2 ? blocks : MAX(1, blocks * chunks / (threads * 4));
+    int depth = MIN(blocks, MAX(4, blocks * chunks / (threads * 16))); /* few wait at the end */
+    if (chunks < threads * 2) depth = MAX(1, blocks * chunks / (threads * 4));
     int columns = (blocks + depth - 1) / depth;
     for (int i; (i = take(next)) < chunks * columns;) {
         int t0 = i / columns * rows, t1 = MIN(tiles, t0 + rows), b0 = i % columns * depth;

@@ -10,7 +10,7 @@ _HOMES = {  # public name -> the file that holds it; nothing is imported until i
     "firing": "neurons", "top_tokens": "neurons", "promoted": "neurons", "neuron_terms": "neurons",
     "redundant": "redundancy", "gradient_attention": "relevance",
     "sweep": "sweeps", "effect": "sweeps", "backup": "sweeps", "downstream": "sweeps",
-    "logit_difference": "sweeps", "log_probability": "sweeps", "divergence": "sweeps",
+    "path": "sweeps", "logit_difference": "sweeps", "log_probability": "sweeps", "divergence": "sweeps",
     "positions": "plots", "rates": "plots", "costs": "plots",
     "attention_map": "views.maps", "head_view": "views.heads", "model_view": "views.heads",
     "neuron_view": "views.neurons", "next_token": "views.nexts",

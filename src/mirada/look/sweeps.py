@@ -146,14 +146,18 @@ class Sweep:
             words = json.dumps(self.data(), indent=1) + "\n"
             return draw.written(out, lambda aside: Path(aside).write_text(words))
         L, N = self.mean.shape
-        figure = draw.canvas(min(max(0.4 * N + 2, 4), 16), min(max(0.35 * L + 1.4, 2.6), 12))
-        across = {"head_out": "Head", "resid": "Position"}.get(self.site, "")
-        axes = draw.dressed(figure.subplots(), f"Effect of {self.op} {self.site}", across, "Layer")
+        figure = draw.canvas(min(max(0.4 * N + 2, 4), 16), min(max(0.26 * L + 1.4, 2.6), 12))
+        what = {"head_out": "head", "resid": "position"}.get(self.site, self.site)
+        across = what.capitalize() if N > 1 else ""
+        axes = draw.dressed(figure.subplots(), f"What {self.op} does, each {what}", across, "Layer")
         most = self.mean.abs().max().item() or 1.0
         picture = axes.imshow(self.mean.cpu().numpy(), cmap="PuOr_r", vmin=-most, vmax=most,
                               aspect="auto")
         axes.set_yticks(range(L), self.layers)
-        figure.colorbar(picture, ax=axes)
+        bar = figure.colorbar(picture, ax=axes, aspect=40, pad=0.03)
+        bar.set_label("Change of the metric", color=draw.INK, fontsize=9)
+        bar.ax.tick_params(length=0, labelsize=8, colors=draw.INK)
+        bar.outline.set_edgecolor(draw.EDGE)
         return draw.save(figure, out)
 
 
@@ -471,6 +475,32 @@ def backup(model: nn.Module, clean, metric: Metric, heads: Sequence[tuple[int, i
     singles = [effect(model, clean, metric, c).mean for c in changes]
     return Backup(list(heads), torch.tensor(singles, dtype=torch.float64),
                   effect(model, clean, metric, changes).mean)
+
+
+def path(model: nn.Module, clean, corrupt, metric: Metric, sender: tuple[int, int],
+         receiver: tuple[int, int], *, stack: str | None = None) -> Effect:
+    """What a head changes in the answer through another head alone (path patching, 2211.00593).
+
+    sender, receiver: (layer, head), the sender's layer below. The sender brings what it brings in
+    `corrupt`; every other head before the receiver what it brings in `clean`, MLPs run; and of all
+    this only what the receiver then brings enters the pass that is measured. Raises MiradaError.
+    """
+    clean, donor = _arguments(clean), _taped(model, corrupt, "head_out")
+    if sender[0] >= receiver[0]:
+        raise MiradaError(f"head {receiver} cannot hear of head {sender}: the sender's layer lies "
+                          "below the receiver's")
+    own = _taped(model, clean, "head_out")
+
+    def patch(layer: int, head: int | None, source) -> dict:
+        return dict(site="head_out", layer=layer, heads=head, op="patch", source=source,
+                    stack=stack)
+    between = [patch(n, None, own) for n in range(sender[0] + 1, receiver[0])]
+    with torch.no_grad(), intervene.intervene(model, patch(*sender, donor), *between), (
+            record.record(model, keep=None, z=True)) as heard:
+        model(**clean)
+    found = effect(model, clean, metric, patch(*receiver, heard))
+    words = "head {}.{} of the other text, heard by {}.{} alone".format(*sender, *receiver)
+    return replace(found, changes=[words])
 
 
 def downstream(model: nn.Module, clean, changes, stack: str | None = None) -> Tensor:

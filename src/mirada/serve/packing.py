@@ -23,7 +23,8 @@ def encode(x: Tensor, enc: str) -> tuple[numpy.ndarray, float]:
     """x as numbers of an encoding, and the scale: of u8sqrt the number that byte 255 means."""
     if enc == "u8sqrt":
         scale = max(1.0, x.max().item()) if x.numel() else 1.0
-        return (x.float() / scale).clamp(min=0).sqrt().mul(255).round().byte().numpy(), scale
+        roots = x.float().sqrt().mul_(255 / scale**0.5).round_()
+        return roots.byte().numpy(), scale
     return x.to(torch.float16 if enc == "f16" else torch.float32).numpy(), 1.0
 
 

@@ -1,5 +1,4 @@
-"""Records of .txt, .csv, .tsv, .jsonl and .parquet files, one by one; a bad one is named by its row.
-"""
+"""Records of .txt, .csv, .tsv, .jsonl and .parquet files, one by one; bad ones named by row."""
 
 from __future__ import annotations
 

@@ -49,7 +49,8 @@ def told_loss(model, given: dict[str, Tensor], labels: Tensor, smoothing: float 
     finally:
         hook.remove()
     told = labels != IGNORED
-    x = head.transform(bodies[0][told]) * head.scale  # (N, D)
+    body = bodies[0][:, -labels.shape[1] :]  # soft tokens before the given ones are told nothing
+    x = head.transform(body[told]) * head.scale  # (N, D)
     return linear_loss(x, head.out.weight, head.out.bias, labels[told], smoothing)
 
 

@@ -45,7 +45,7 @@ def save(tensors: dict[str, Tensor], path: Path, rank: int) -> None:
             mine[name] = tensor.to_local().detach().contiguous()
             where[name] = {"shape": list(tensor.shape),
                            "offset": [part.start for part in region(tensor)]}
-    save_file(mine, path, {"pieces": json.dumps(where)})
+    save_file(mine, path, {"pieces": json.dumps(where, sort_keys=True)})
 
 
 def _first(tensor) -> bool:

@@ -97,7 +97,7 @@ class Ranks:
 
     def newest(self, folder: Path) -> checkpoint.Checkpoint | None:
         found = checkpoint.newest(folder) if self.lead else None
-        step = int(self._told("-1" if found is None else str(found.step)))
+        step = int(self.told("-1" if found is None else str(found.step)))
         if step < 0:
             return None
         return found or checkpoint.read(folder / f"step-{step:08d}")
@@ -110,7 +110,7 @@ class Ranks:
                 pieces.save(part, aside / (Path(file).stem + number), self.rank)
 
         def together(tensors: dict, aside: Path) -> None:
-            reached.append(self._told(aside.name))
+            reached.append(self.told(aside.name))
             self._tried(lambda: save(tensors, aside))
             reached.append("saved")
 
@@ -120,20 +120,20 @@ class Ranks:
                 checkpoint.write(folder, held, keep, together)
             except Exception:
                 if len(reached) != 1:  # else they know
-                    self._told("")
+                    self.told("")
                 raise
-            self._told("kept")
+            self.told("kept")
             return
-        name = self._told("")
+        name = self.told("")
         if name:
             self._tried(lambda: save(held.tensors, folder / name))
-        if not name or not self._told(""):
+        if not name or not self.told(""):
             raise WorkFailed("the first process of this run could not keep the checkpoint of step "
                              f"{held.step}; it says why")
 
-    def _told(self, word: str) -> str:
-        """What the first process says. No pickle, which torch's own way is."""
-        said = torch.zeros(256, dtype=torch.uint8)
+    def told(self, word: str) -> str:
+        """What the first process says, at most 4,096 bytes. No pickle, which torch's own way is."""
+        said = torch.zeros(4096, dtype=torch.uint8)
         if self.lead and word:
             text = bytearray(word.encode())
             said[: len(text)] = torch.frombuffer(text, dtype=torch.uint8)

@@ -11,7 +11,7 @@ from torch.utils.checkpoint import checkpoint
 from mirada.core.context import Ctx
 from mirada.model import Model
 
-from .share import blocks, share
+from .share import share, stacks
 
 
 class Recomputed:
@@ -28,11 +28,16 @@ class Recomputed:
 
 def recompute(model: Model) -> Model:
     """The model whose blocks keep only their inputs for backward. Gradients are the same to the
-    last bit, a step computes about a third more, and the weights' names stay."""
+    last bit, a step computes about a third more, and the weights' names stay.
+
+    A stack's first block is left as it is: what blocks share, such as T5's bias, is made in it.
+    """
     other = share(model)
-    for block in blocks(other):
-        if not isinstance(block, Recomputed):
-            block.__class__ = _recomputed(type(block))
+    for stack in stacks(other):
+        first = stack.order[0] if stack.order.count(stack.order[0]) == 1 else None
+        for place, block in enumerate(stack.blocks):
+            if place != first and not isinstance(block, Recomputed):
+                block.__class__ = _recomputed(type(block))
     return other
 
 
