@@ -3,6 +3,7 @@ PYTHON ?= python3
 WORKERS ?= 2
 SEED ?= 0
 N ?= 20
+KILLS ?= 200
 PIP_ARGS ?=
 
 VENV := .venv
@@ -11,7 +12,7 @@ PIP := $(BIN)/python -m pip --disable-pip-version-check install $(PIP_ARGS)
 REAL := $(PIP) --no-deps --require-hashes --only-binary :all:
 
 .DEFAULT_GOAL := help
-.PHONY: help demo test test-slow test-e2e page gallery lint scope docs mutants peers clean
+.PHONY: recipes help demo test test-slow test-e2e page gallery lint scope docs mutants peers clean
 
 help:
 	@echo "make demo              install, then ask a real model a question and draw its attention"
@@ -20,7 +21,8 @@ help:
 	@echo "make test-e2e          drive the Explorer and the views in Chromium (apt-get install chromium)"
 	@echo "make page              hold the Explorer's page against its source (npm run build makes it)"
 	@echo "make gallery           draw the pictures of docs/explorer.md anew, with Chromium"
-	@echo "make torture           kill training runs 200 times; each must end with the same weights"
+	@echo "make torture           kill each kind of run KILLS times; each must end with the same weights"
+	@echo "make recipes           fetch real data, train and tune on it, and hold the results to the table"
 	@echo "make lint              style and types"
 	@echo "make scope             which rows of the checklist work; WITHOUT=family hides one"
 	@echo "make docs              write docs/families: a page for each family, from its file"
@@ -53,8 +55,10 @@ gallery: $(VENV)/test.done
 	$(BIN)/python tools/gallery.py
 
 torture: $(VENV)/test.done
-	MIRADA_KILLS=200 $(BIN)/python -m pytest -q -m slow tests/train/test_kill.py \
-	  tests/train/test_signals.py
+	MIRADA_KILLS=$(KILLS) $(BIN)/python -m pytest -q -m slow -k "killed or signals" tests/train
+
+recipes: $(VENV)/test.done
+	$(BIN)/python tools/recipes.py
 
 lint: $(VENV)/test.done
 	$(BIN)/ruff check .

@@ -12,6 +12,7 @@ import sys
 import threading
 from collections.abc import Callable
 from pathlib import Path
+from urllib.parse import quote_plus
 
 import torch
 from PIL import Image
@@ -24,6 +25,7 @@ PICTURES = Path(__file__).parents[1] / "docs" / "pictures"
 SIZE, MOST = {"width": 1240, "height": 780}, 120_000  # pixels; bytes of a picture
 IOI = "When Mary and John went to the store, John gave a drink to"
 OTHER = "When Mary and John went to the store, Mary gave a drink to"
+CAT = "The+cat+drank+the+milk+because+it+was+thirsty"
 BANK = "I went to the bank to get money and then sat on the bank of the river"
 
 
@@ -35,7 +37,7 @@ def settled(page: Page) -> None:
 def write(page: Page, text: str) -> None:
     page.locator(".ask input").fill(text)
     page.locator(".ask button").click()
-    page.locator(".brand").wait_for()
+    page.wait_for_url(lambda url: quote_plus(text) in url)
     settled(page)
 
 
@@ -85,7 +87,7 @@ def nothing(page: Page) -> None:
 
 
 SHOTS: dict[str, tuple[str, Callable[[Page], None]]] = {
-    "heads": ("lang=es&theme=light&screen=heads&layer=2&sinks=true", nothing),
+    "heads": ("lang=es&theme=light&screen=heads&layer=10&text=" + CAT, nothing),
     "model": ("lang=en&theme=dark&screen=model", brushed),
     "flow": ("lang=en&theme=light&screen=flow&part=routes", played),
     "next": ("lang=es&theme=dark&screen=next", sampled),
@@ -93,14 +95,15 @@ SHOTS: dict[str, tuple[str, Callable[[Page], None]]] = {
     "neurons": ("lang=es&theme=dark&screen=neurons&layer=3&heads=4", nothing),
     "lab": ("lang=en&theme=light&screen=lab&part=head_out&layer=20", patched),
     "places": ("lang=en&theme=light&screen=lab&part=resid&layer=14", swept),
-    "clusters": ("lang=es&theme=light&screen=roles&part=clusters", sampled),
+    "clusters": ("lang=es&theme=light&screen=roles&part=clusters&text=Diego+eats+pizza", nothing),
 }
 
 
 def saved(name: str, shot: bytes) -> None:
-    """A picture of at most 256 colours, written aside and renamed. Raises SystemExit past MOST."""
+    """A picture of 96 colours, written aside and renamed. Raises SystemExit past MOST."""
     out = io.BytesIO()
-    Image.open(io.BytesIO(shot)).convert("RGB").quantize(192).save(out, "PNG", optimize=True)
+    picture = Image.open(io.BytesIO(shot)).convert("RGB")
+    picture.quantize(96, dither=Image.Dither.NONE).save(out, "PNG", optimize=True)
     if out.tell() > MOST:
         raise SystemExit(f"{name} has {out.tell():,} bytes and may have {MOST:,}: show less on it")
     path = PICTURES / f"explorer-{name}.png"

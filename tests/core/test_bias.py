@@ -100,6 +100,7 @@ def test_a_bias_that_reads_no_content_is_built_once_a_pass(name, monkeypatch):
         assert torch.allclose(other(Ctx(), mask).dense(q, q), 2 * first)
 
 
+@pytest.mark.scope("1.2.5")
 @pytest.mark.parametrize("heads", [1, 2, 3, 5, 8, 12, 16, 20, 25, 40])
 def test_alibi_has_slopes_for_any_number_of_heads(heads):
     T = 6

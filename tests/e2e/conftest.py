@@ -33,12 +33,15 @@ def chromium():
         browser.close()
 
 
+SIZE = {"width": 1360, "height": 860}
+
+
 class Tab:
     """A page of the Explorer, and all that went wrong in it."""
 
     def __init__(self, browser, server, **options):
         self.server, self.wrong = server, []
-        self.context = browser.new_context(viewport={"width": 1360, "height": 860}, **options)
+        self.context = browser.new_context(**{"viewport": SIZE, **options})
         self.page = self.context.new_page()
         self.page.set_default_timeout(20_000)
         self.page.on("pageerror", lambda error: self.wrong.append(str(error)))

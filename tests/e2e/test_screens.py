@@ -157,3 +157,13 @@ def test_a_model_writes_and_the_alignment_has_a_row_a_token(tab, server):
                                   do_sample=False)[0].tolist()
     shape = server.get(f"runs/{cross['run']}/attn/cross/0?enc=f32")["pattern"].shape
     assert shape[1:] == (len(written), 5)
+
+
+@pytest.mark.parametrize("lang", ["en", "es"])
+def test_every_screen_fits_a_narrow_window(tab, lang):
+    page = tab(viewport=dict(width=360, height=800)).open(f"lang={lang}")
+    for n, screen in enumerate(SCREENS):
+        page.locator(".menu button").nth(n).click()
+        page.wait_for_selector(SCREENS[screen])
+        assert page.evaluate("document.documentElement.scrollWidth") == 360, screen
+        assert page.locator("main button").first.bounding_box()["height"] >= 24

@@ -1,5 +1,6 @@
 """LoRA: the adapter beside the weights, its files against the reference's modules, merging."""
 
+import argparse
 import json
 from contextlib import nullcontext
 from dataclasses import dataclass
@@ -10,6 +11,8 @@ import transformers
 from safetensors.torch import load_file, save_file
 
 import mirada
+from mirada import cli, registry
+from mirada.commands import common
 from mirada.edit import adapter
 from mirada.edit.lowrank import Adapted, Low
 from mirada.errors import MiradaError, UntrustedInputError
@@ -133,6 +136,31 @@ def written(folder, tensors, config):
     save_file(tensors, folder / "adapter_model.safetensors")
     (folder / "adapter_config.json").write_text(json.dumps(config))
     return folder
+
+
+UNKNOWN = ("gpt3", "palm")  # the reference has no such model
+RENAMED = ("mixtral", "vit")  # its modules bear other names today than its files' tensors
+
+
+@pytest.mark.parametrize("name", registry.families())
+def test_every_family_goes_out_and_comes_back(name, tmp_path):
+    """Every projection, under the names of the reference's own modules."""
+    plain = mirada.build(f"{name}:tiny", seed=1)
+    model = moved(mirada.edit.lora(plain, 2, 3, "all", seed=2))
+    mirada.edit.save_adapter(model, tmp_path / "adapter")
+    again = mirada.edit.load_adapter(plain, tmp_path / "adapter")
+    sites = model.adapters.sites
+    assert sites.keys() == again.adapters.sites.keys() and len(sites) >= 6
+    for path, site in sites.items():
+        assert torch.equal(site.weight, again.adapters.sites[path].weight)
+        assert not torch.equal(site.weight, site.base.weight)
+    if name not in (*UNKNOWN, *RENAMED):
+        kind = getattr(transformers, plain.architecture)
+        with torch.device("meta"):
+            config = kind.config_class(**registry.written_config(plain))
+            modules = dict(kind(config).named_modules())
+        assert all(key.removeprefix(adapter.PREFIX)[: -len(adapter.A)] in modules
+                   for key in load_file(tmp_path / "adapter" / "adapter_model.safetensors"))
 
 
 def test_parts_with_their_own_a_are_stacked(tmp_path):
@@ -324,3 +352,17 @@ def test_scales_of_files(tmp_path):
         folder = written(tmp_path / str(number), tensors, GOOD | more)
         model = mirada.edit.load_adapter(plain, folder)
         assert model.body.blocks[0].attn.f.q.adapters["default"].scale == scale
+
+
+def test_the_command_line_puts_adapters_on_and_merges_them(tmp_path, capsys):
+    plain = tiny(ROWS[0])
+    mirada.save(plain, tmp_path / "plain")
+    model = moved(mirada.edit.lora(plain, 4, seed=2))
+    mirada.edit.save_adapter(model, tmp_path / "adapter")
+    words = ["convert", tmp_path / "plain", tmp_path / "merged", "--adapter", tmp_path / "adapter"]
+    assert cli.main([str(word) for word in words]) == 0
+    assert "merged; no output moved by more than" in capsys.readouterr().err
+    assert (logits(mirada.load(tmp_path / "merged")) - logits(model)).abs().max() < 1e-5
+    args = argparse.Namespace(model=tmp_path / "plain", adapter=tmp_path / "adapter", dtype=None,
+                              ignore=[], hub=False)
+    assert torch.equal(logits(common.load(args)), logits(model))

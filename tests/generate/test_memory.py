@@ -9,11 +9,6 @@ from mirada.generate import memory
 from mirada.generate.memory import cost
 
 
-@pytest.fixture(autouse=True)
-def torch_path(monkeypatch):
-    monkeypatch.setenv("MIRADA_NATIVE", "0")
-
-
 def held(cache) -> int:
     tensors = (t for layer in cache for one in layer.values() for t in (one.k, one.v))
     return sum(t.nbytes for t in tensors if t is not None)

@@ -14,7 +14,7 @@ from mirada.kernels.pack import PACKED, join, pack
 # root mean square error on N(0, 1) in parts of its spread: what was measured, and a tenth more
 ERRORS = {"F32": 0, "F16": 3e-4, "BF16": 2e-3, "Q8_0": 0.006, "I8": 0.0084, "Q6_K": 0.0195,
           "Q5_K": 0.040, "Q5_1": 0.042, "Q5_0": 0.047, "Q4_K": 0.079, "Q4_1": 0.087, "Q4_0": 0.095,
-          "NF4": 0.101, "NF4D": 0.101, "FP4": 0.135}
+          "U4": 0.09, "NF4": 0.101, "NF4D": 0.101, "FP4": 0.135}
 
 
 def numbers() -> torch.Tensor:

@@ -1,4 +1,4 @@
-"""One command makes a classifier of a real encoder, which knows words that no label was shown with."""
+"""One command makes a classifier of a real encoder, which knows words that no label showed."""
 
 import csv
 import random

@@ -8,6 +8,7 @@ time; the processes are forked from a server that has imported torch once.
 
 import importlib
 import multiprocessing
+import os
 import random
 import signal
 import time
@@ -18,6 +19,7 @@ import torch
 from mirada.train.log import history
 from mirada.train.loop import fit
 
+OFTEN = int(os.environ.get("MIRADA_KILLS", "20"))  # of a slow test; make torture sets 200
 FORKS = multiprocessing.get_context("forkserver")
 FORKS.set_forkserver_preload(["mirada.registry", "mirada.train.loop", "mirada.models.gpt2"])
 

@@ -14,14 +14,10 @@ from mirada.train.constitution import CONSTITUTION, Principle, likelihoods, pref
 from mirada.train.loop import Plan, fit
 from mirada.train.optim import Recipe
 from mirada.train.preference import DPO, frozen_copy, told
-from mirada.train.sft import Answers
+from mirada.train.sft import Answers, talk
 
 RULES = (Principle("C", "R", "J{first}{second}"),)  # short: these models read bytes
 LETTERS = "abcdef"
-
-
-def talk(*turns):
-    return [{"role": ("user", "assistant")[n % 2], "content": text} for n, text in enumerate(turns)]
 
 
 class Writer:
@@ -60,7 +56,8 @@ def helpful():
 def polite(model):
     """The share of polite answers, of 60 drawn."""
     texts = Writer(model)([talk(c) for c in LETTERS * 10])
-    return sum(text == c + "." for text, c in zip(texts, LETTERS * 10, strict=True)) / len(texts)
+    assert sum(text[:1] == c for text, c in zip(texts, LETTERS * 10, strict=True)) >= 50
+    return sum(text.endswith(".") for text in texts) / len(texts)
 
 
 @pytest.mark.scope("1.13.12", "1.6.6")

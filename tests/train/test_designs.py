@@ -44,6 +44,7 @@ def post(model):
     return model
 
 
+@pytest.mark.slow
 @pytest.mark.scope("1.3.6")
 def test_24_layers_learn_without_warmup_where_norms_stand_before(corpus):
     """2002.04745, section 3: behind the sum, the last layers' gradients are large at first."""
@@ -69,6 +70,7 @@ def loss(model, text, length):
     return float(F.cross_entropy(logits.flatten(0, 1), ids[:, -length // 4 :].flatten()))
 
 
+@pytest.mark.slow
 @pytest.mark.scope("1.2.5")
 def test_alibi_reads_eight_times_the_length_it_learned(corpus):
     """2108.12409, figure 1: the loss of longer rows does not rise; rotation's does."""

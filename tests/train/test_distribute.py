@@ -18,6 +18,7 @@ from safetensors.torch import save_file
 import mirada
 from mirada import MiradaError, edit
 from mirada.errors import UntrustedInputError, WorkFailed
+from mirada.look.describe import describe
 from mirada.train import checkpoint, pieces, world
 from mirada.train.log import history
 from mirada.train.loop import Plan, fit
@@ -261,6 +262,48 @@ def test_a_piece_that_lies_elsewhere_is_refused(tmp_path):
         save_file({"a": whole[:2].clone()}, files[0], {"pieces": json.dumps({"a": wrong})})
         with pytest.raises(UntrustedInputError):
             pieces.Joined(files)
+
+
+def imagined(folder, data, tensor, name, length):
+    """One of many processes that are not there, on tensors that hold nothing."""
+    from torch.distributed.device_mesh import init_device_mesh
+    from torch.testing._internal.distributed.fake_pg import FakeStore
+
+    from mirada.edit.parallel import parallel
+    torch.distributed.init_process_group("fake", store=FakeStore(), rank=0,
+                                         world_size=data * tensor)
+    mesh = init_device_mesh("cpu", (data, tensor), mesh_dim_names=("data", "tensor"))
+    model = mirada.build(name, device="meta").train()
+    parallel(model, mesh)
+    found = {"whole": sum(p.numel() for p in model.parameters()),
+             "piece": sum((p.to_local() if pieces.cut(p) else p).numel()
+                          for p in model.parameters())}
+    if length:
+        logits = model(torch.zeros(1, length, dtype=torch.long, device="meta")).logits
+        logits.float().sum().backward()
+        found |= {"shape": list(logits.shape),
+                  "gradients": all(p.grad is not None for p in model.parameters())}
+    peak = Path("/proc/self/status").read_text().partition("VmHWM:")[2].split()[0]
+    ranks.keep(Path(folder) / "found.json", found | {"peak": int(peak) * 1024})
+    os._exit(0)
+
+
+@pytest.mark.scope("1.17.7")
+@pytest.mark.parametrize("data, tensor, name, length", [
+    (64, 8, "llama:llama3-405b", 0), (1, 8, "llama:llama3-8b", 8192), (16, 8, "gpt3", 0),
+    pytest.param(1, 8, "llama:llama3-405b", 8192, marks=pytest.mark.slow)])
+def test_the_largest_shapes_without_their_memory(data, tensor, name, length, tmp_path):
+    """405B on 512 processes: each holds its part of the numbers, and here none of the bytes."""
+    child = kills.process(imagined, str(tmp_path), data, tensor, name, length)
+    child.join(300)
+    assert child.exitcode == 0
+    found = json.loads((tmp_path / "found.json").read_text())
+    assert found["whole"] == describe(name).parameters
+    even = found["whole"] / (data * tensor)  # some biases are whole in each, and rows not halved
+    assert found["piece"] == pytest.approx(even, rel=2e-3)
+    assert found["peak"] < 1 << 30
+    if length:
+        assert found["gradients"] and found["shape"] == [1, length, 128256]
 
 
 def test_processes_that_cannot_be(monkeypatch):

@@ -198,4 +198,4 @@ def test_killed(tmp_path):
 
 @pytest.mark.slow
 def test_killed_often(tmp_path):
-    kills.survives(setup, tmp_path, kills=20, seed=1)
+    kills.survives(setup, tmp_path, kills=kills.OFTEN, seed=1)

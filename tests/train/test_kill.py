@@ -1,6 +1,5 @@
 """A run that is killed at any moment ends with the same weights, to the last bit."""
 
-import os
 from dataclasses import replace
 
 import pytest
@@ -35,4 +34,4 @@ def test_killed(setup, tmp_path):
 @pytest.mark.slow
 @pytest.mark.parametrize("setup", [full, accumulated, workers, half])
 def test_killed_often(setup, tmp_path):
-    kills.survives(setup, tmp_path, kills=int(os.environ.get("MIRADA_KILLS", "20")), seed=1)
+    kills.survives(setup, tmp_path, kills=kills.OFTEN, seed=1)

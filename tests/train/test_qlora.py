@@ -1,6 +1,5 @@
 """QLoRA: four bits that do not move, and an adapter that learns on them."""
 
-import os
 from dataclasses import replace
 
 import pytest
@@ -114,4 +113,4 @@ def test_killed(tmp_path):
 @pytest.mark.slow
 @pytest.mark.parametrize("setup", [setup, low_rank])
 def test_killed_often(setup, tmp_path):
-    kills.survives(setup, tmp_path, kills=int(os.environ.get("MIRADA_KILLS", "20")), seed=1)
+    kills.survives(setup, tmp_path, kills=kills.OFTEN, seed=1)

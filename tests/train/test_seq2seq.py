@@ -91,6 +91,7 @@ def test_the_transformer_learns_to_reverse():
 # The Dutch walk
 
 
+@pytest.mark.slow
 @pytest.mark.scope("1.14.6")
 def test_i_love_llamas_step_by_step(tmp_path):
     llamas = recipe("llamas")

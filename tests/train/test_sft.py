@@ -8,7 +8,7 @@ import mirada
 from generate import words
 from mirada.errors import MiradaError
 from mirada.text import Tokenizer
-from mirada.train import order
+from mirada.train import config, order
 from mirada.train.language import IGNORED
 from mirada.train.loop import Plan, fit
 from mirada.train.optim import Recipe
@@ -136,3 +136,25 @@ def test_what_cannot_be_learned():
     assert Answers.of(model, [TALK[:2]], 50).count == 1
     with pytest.raises(MiradaError, match="writes a turn otherwise once another follows"):
         Answers.of(model, [TALK], 50)
+
+
+def test_a_run_by_its_name(tmp_path):
+    """mirada train with objective "answers" or "preferences", from files of records."""
+    mirada.save(tiny(), tmp_path / "model")
+    files = {"answers": '{"prompt": "Hi", "answer": "Yes"}\n',
+             "preferences": '{"prompt": "Hi", "chosen": "Yes", "rejected": "No"}\n'}
+    for name, text in files.items():
+        (tmp_path / f"{name}.jsonl").write_text(text * 3)
+        asked = config.Run(str(tmp_path / "model"), (str(tmp_path / f"{name}.jsonl"),), name, 40,
+                           options={"system": "Be kind"}, plan={"steps": 3, "batch": 2})
+        config.create(asked, tmp_path / name)
+        run, model, objective = config.open_run(tmp_path / name)
+        assert objective.count == 3
+        result = fit(model, objective, run.whole_plan(), Recipe(rate=1e-2))
+        assert result.loss < result.history[0]["loss"]
+    row = objective.rows[0]
+    assert model.tokenizer.decode(row[0]) == "Be kindHi"
+    wrong = config.Run(asked.model, asked.data, "answers", 40)
+    config.create(wrong, tmp_path / "wrong")
+    with pytest.raises(MiradaError, match="needs the columns prompt and answer"):
+        config.open_run(tmp_path / "wrong")

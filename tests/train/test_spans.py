@@ -171,6 +171,7 @@ def test_the_mixture_has_seven_denoisers(corpus, model):
     assert mean["[NLG]"] == pytest.approx((0.5 * 3 + 0.15) / 4, abs=0.02)
 
 
+@pytest.mark.slow
 @pytest.mark.scope("1.6.9")
 def test_a_model_learns_the_mixture_and_each_mode(corpus, model):
     objective = spans.Mixture(corpus, 24, model)

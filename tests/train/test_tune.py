@@ -262,6 +262,17 @@ def test_other_encodings(code, says, tmp_path):
         examples.read(tmp_path / "a.csv", "classify")
 
 
+def test_options_that_cannot_be(tmp_path):
+    for given, says in (({"batch": 0}, "from 1"), ({"epochs": 0}, "from 1"),
+                        ({"train": "tail"}, "one of all, lora, head")):
+        with pytest.raises(MiradaError, match=says):
+            tune("nowhere", "classify", tmp_path / "a.csv", **given)
+    with pytest.raises(MiradaError, match="no task is called 'sing'"):
+        tune("nowhere", "sing", tmp_path / "a.csv")
+    with pytest.raises(MiradaError, match="no such file"):
+        tune("nowhere", "classify", tmp_path / "a.csv")
+
+
 def test_what_else_can_be_wrong_in_a_row(tmp_path):
     for task, row, says in (
             ("ner", {"tokens": ["a", "b"], "tags": ["O"]}, "2 words .* and 1 tags"),
@@ -406,3 +417,16 @@ def test_answers_to_prompts(tmp_path):
             examples.read(lines(tmp_path / "b.jsonl", [{"messages": said}]), "chat")
     with pytest.raises(MiradaError, match="does not write a text on"):
         tune(mirada.build("bert:tiny"), "chat", data)
+
+
+def test_parts_of_speech_have_no_spans(base, tmp_path):
+    kind = dict.fromkeys(THINGS, "noun") | dict.fromkeys((*GOOD, *BAD), "adjective") | {"el": "det"}
+    draw = random.Random(0)
+    texts = [["el", draw.choice(THINGS), draw.choice(GOOD + BAD), draw.choice(THINGS)]
+             for _ in range(150)]
+    data = lines(tmp_path / "a.jsonl", [{"tokens": text, "tags": [kind[word] for word in text]}
+                                        for text in texts])
+    other = lines(tmp_path / "t.jsonl", [{"tokens": ["el", "mar"], "tags": ["det", "strange"]}])
+    found = tune(base, "ner", data, test=other, epochs=6, **FAST).metrics
+    assert found["held_out"].keys() == {"accuracy"} and found["held_out"]["accuracy"] > 0.95
+    assert found["test"]["accuracy"] == 0.5

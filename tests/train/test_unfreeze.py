@@ -137,7 +137,7 @@ def setup():
 
 @pytest.mark.slow
 def test_killed_often(tmp_path):
-    kills.survives(setup, tmp_path, kills=20, seed=1)
+    kills.survives(setup, tmp_path, kills=kills.OFTEN, seed=1)
 
 
 @pytest.mark.scope("1.13.4")
@@ -146,6 +146,7 @@ def test_a_run_goes_on_in_any_epoch(tmp_path):
     for stop in (2, 5, 7):
         model, objective, plan, recipe = setup()
         out = str(tmp_path / str(stop))
-        fit(model, objective, plan, recipe, out=out, watch=lambda line: line["step"] == stop)
+        fit(model, objective, plan, recipe, out=out,
+            watch=lambda line, stop=stop: line["step"] == stop)
         again, _ = kills.trained(setup, out)
         assert all(torch.equal(whole[n], again[n]) for n in whole)

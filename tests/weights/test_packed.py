@@ -3,6 +3,7 @@
 import json
 import shutil
 
+import numpy as np
 import pytest
 import torch
 from safetensors.torch import load_file, save_file
@@ -81,17 +82,19 @@ def rows(out, width, seed=0):
 GPTQ = {"quant_method": "gptq", "bits": 4, "group_size": 32}
 BNB = {"quant_method": "bitsandbytes", "load_in_4bit": True}
 CASES = {  # config, parts, the type it stays in
-    "gptq": (GPTQ, lambda o, i, s: gptq(o, i, seed=s), None),
+    "gptq": (GPTQ, lambda o, i, s: gptq(o, i, seed=s), "U4"),
     "gptq middle": (GPTQ, lambda o, i, s: gptq(o, i, middle=True, seed=s), "Q4_0"),
     "gptq desc_act": (GPTQ, lambda o, i, s: gptq(o, i, middle=True, shuffled=True, seed=s), None),
     "gptq v2": (GPTQ | {"checkpoint_format": "gptq_v2"},
-                lambda o, i, s: gptq(o, i, later=0, seed=s), None),
+                lambda o, i, s: gptq(o, i, later=0, seed=s), "U4"),
     "gptq 8 bits": (GPTQ | {"bits": 8}, lambda o, i, s: gptq(o, i, bits=8, seed=s), None),
     "gptq 8 bits middle": (GPTQ | {"bits": 8},
                            lambda o, i, s: gptq(o, i, bits=8, middle=True, seed=s), "Q8_0"),
     "gptq group 64": (GPTQ, lambda o, i, s: gptq(o, i, middle=True, group=64, seed=s), "Q4_0"),
     "awq": ({"quant_method": "awq", "bits": 4, "version": "gemm"},
-            lambda o, i, s: awq(o, i, seed=s), None),
+            lambda o, i, s: awq(o, i, seed=s), "U4"),
+    "awq group 64": ({"quant_method": "awq", "bits": 4, "version": "gemm"},
+                     lambda o, i, s: awq(o, i, group=64, seed=s), "U4"),
     "nf4": (BNB, lambda o, i, s: book(o, i, seed=s), "NF4"),
     "fp4": (BNB, lambda o, i, s: book(o, i, kind="fp4", seed=s), "FP4"),
     "nf4 double": (BNB, lambda o, i, s: book(o, i, nested=True, seed=s), "NF4"),
@@ -140,6 +143,41 @@ def test_each_weight_is_the_number_that_its_format_defines(case, plain, tmp_path
             small = model.get_submodule("body." + path)
             assert torch.equal(small.expand(torch.float64), wanted.float().double())
     assert torch.isfinite(model(IDS).logits).all()
+
+
+@pytest.mark.parametrize("case", ["gptq", "awq"])
+def test_numpy_unpacks_the_same(case, plain, tmp_path):
+    """By another way than ours: bits counted one by one from the words of the file."""
+    method, make, _ = CASES[case]
+    publish(plain, tmp_path / "m", method, make)
+    tensors = load_file(tmp_path / "m" / "model.safetensors")
+    base, order = "model.layers.1.mlp.down_proj.", AWQ if case == "awq" else range(8)
+    words, zeros = (tensors[base + n].numpy().view(np.uint32) for n in ("qweight", "qzeros"))
+    scales = tensors[base + "scales"].numpy().astype(np.float64)
+    found = mirada.load(tmp_path / "m").get_submodule("body.blocks.1.mlp.f.down")
+    numbers = found.expand(torch.float64).numpy()
+    out, width = numbers.shape
+    for o, i in [(0, 0), (3, 7), (out - 1, width - 1), (17, 45), (40, 100)]:
+        place = list(order).index(o % 8)
+        if case == "awq":
+            code = int(words[i, o // 8]) >> 4 * place & 15
+            zero = int(zeros[i // 32, o // 8]) >> 4 * place & 15
+        else:
+            code = int(words[i // 8, o]) >> 4 * (i % 8) & 15
+            zero = (int(zeros[i // 32, o // 8]) >> 4 * (o % 8) & 15) + 1
+        assert numbers[o, i] == np.float32(scales[i // 32, o] * (code - zero))
+
+
+def test_the_native_runtime_takes_them(plain, tmp_path):
+    """As Q4_1, whose offset is rounded to float16: near, and with the same choices."""
+    publish(plain, tmp_path / "m", *CASES["awq"][:2])
+    model = mirada.load(tmp_path / "m")
+    ids = model.generate([5, 6, 7], max_new_tokens=24, eos_token_id=())
+    if isinstance(model.native, str):  # no compiler
+        pytest.skip(model.native)
+    assert model.path().startswith("native runtime")
+    torchs = model.generate([5, 6, 7], max_new_tokens=24, eos_token_id=(), cache=model.new_cache())
+    assert torch.equal(torchs, ids)
 
 
 @pytest.mark.parametrize("case", ["nf4", "nf4 double", "fp4", "int8"])

@@ -10,6 +10,7 @@ import { fill, number } from "../words";
 
 type Place = "head_out" | "resid" | "mlp";
 const BUTTONS = 400; // squares up to which each is a button
+const HEAD = 52; // pixels for the names above
 
 export function AllPlaces({ pos, token, other, donor }: { pos: number; token?: number; other?: number; donor: Run | null }) {
   const { w } = useShared();
@@ -39,21 +40,29 @@ function Squares({ found }: { found: Sweep }) {
   const name = (l: number, n: number) => `${w.layer} ${l}, ${found.site === "head_out" ? fill(w.headN, { h: n }).toLowerCase() : across(n)}`;
   const pick = (l: number, n: number) => look(found.site === "head_out" ? { layer: l, heads: [n] } : found.site === "resid" ? { layer: l, q: n, part: "resid" } : { layer: l, part: "mlp" });
   const all = found.effects.flatMap((row, l) => row.map((x, n) => ({ l, n, x: x ?? 0 }))).sort((a, b) => Math.abs(b.x) - Math.abs(a.x)).slice(0, 5);
-  const side = Math.max(8, Math.min(26, Math.floor(760 / N)));
+  const side = Math.max(9, Math.min(46, Math.floor(660 / N)));
   return <><p class="fine">{fill(w.logitDiff, { a: found.token.s.replace(/^·+/, ""), b: found.other.s.replace(/^·+/, "") })}: {number(view.lang, found.before, 3)} · ±{number(view.lang, most, 3)}</p>
     {L * N <= BUTTONS ? <div class="scroller across" tabIndex={0} role="region" aria-label={w.sweepTitle}><table class="cells"><thead><tr><th>{w.layer}</th>{Array.from({ length: N }, (_, n) => <th key={n} class={found.site === "resid" ? "turned" : ""}><span>{across(n)}</span></th>)}</tr></thead>
       <tbody>{found.effects.map((row, l) => <tr key={l}><th scope="row">{l}</th>{row.map((x, n) => <td key={n}>
         <button style={{ background: signed((x ?? 0) / most) }} title={`${name(l, n)}: ${x === null ? "–" : number(view.lang, x, 4)}`} aria-label={`${name(l, n)}: ${x === null ? "–" : number(view.lang, x, 4)}`}
           onClick={() => pick(l, n)} /></td>)}</tr>)}</tbody></table></div>
-      : <div class="scroller across" tabIndex={0} role="region" aria-label={w.sweepTitle}><Canvas width={40 + N * side} height={20 + L * 14} label={`${w.sweepTitle}. ${w.largest} ${all.map((c) => name(c.l, c.n)).join("; ")}`} deps={[found]}
-        onClick={(e) => { const l = Math.floor((e.offsetY - 4) / 14), n = Math.floor((e.offsetX - 40) / side); if (found.effects[l]?.[n] !== undefined) pick(l, n); }}
+      : <div class="scroller across" tabIndex={0} role="region" aria-label={w.sweepTitle}><Canvas width={70 + N * side} height={HEAD + 4 + L * 14} label={`${w.sweepTitle}. ${w.largest} ${all.map((c) => name(c.l, c.n)).join("; ")}`} deps={[found]}
+        onClick={(e) => { const l = Math.floor((e.offsetY - HEAD) / 14), n = Math.floor((e.offsetX - 40) / side); if (found.effects[l]?.[n] !== undefined) pick(l, n); }}
         draw={(ctx) => {
           ctx.font = "11px system-ui, sans-serif";
+          ctx.fillStyle = ink("text");
+          for (let n = 0; n < N; n++) {
+            ctx.save();
+            ctx.translate(40 + (n + 0.5) * side, HEAD - 6);
+            ctx.rotate(-Math.PI / 4);
+            ctx.fillText(across(n).slice(0, 10), 0, 0);
+            ctx.restore();
+          }
           ctx.textAlign = "right";
           found.effects.forEach((row, l) => {
             ctx.fillStyle = ink("quiet");
-            ctx.fillText(String(l), 34, l * 14 + 14);
-            row.forEach((x, n) => { ctx.fillStyle = signed((x ?? 0) / most); ctx.fillRect(40 + n * side, 4 + l * 14, side - 1, 13); });
+            ctx.fillText(String(l), 34, HEAD + l * 14 + 10);
+            row.forEach((x, n) => { ctx.fillStyle = signed((x ?? 0) / most); ctx.fillRect(40 + n * side, HEAD + l * 14, side - 1, 13); });
           });
         }} /></div>}
     <p class="fine">{w.largest} {all.map((c, i) => <span key={i}>{i > 0 && "; "}<button class="plain" onClick={() => pick(c.l, c.n)}>{name(c.l, c.n)}</button> {number(view.lang, c.x, 3)}</span>)}</p>

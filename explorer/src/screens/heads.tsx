@@ -179,17 +179,17 @@ function Lines({ layer }: { layer: Layer }) {
   const height = Math.min(whole, Math.max(240, size.height));
   const first = Math.max(0, Math.floor(top / row) - 4), last = Math.min(n, Math.ceil((top + height) / row) + 4);
   const { edges, share } = useEdges(layer, n <= WHOLE ? [0, layer.rows] : [Math.min(first, layer.rows), Math.min(last, layer.rows)]);
-  const right = Math.max(SIDE + 120, Math.min(size.width - SIDE, SIDE + 560));
+  const side = Math.min(SIDE, Math.floor(size.width * 0.3)), right = Math.max(side + 100, Math.min(size.width - side, side + 560));
   useEffect(() => () => point(null), []);
   if (!shownHeads().length) return <p class="quiet">{w.noHeads}</p>;
-  const frame = { width: size.width, height, top, row, left: SIDE, right, heads: shownHeads() };
+  const frame = { width: size.width, height, top, row, left: side, right, heads: shownHeads() };
   return <>
-    <div class="titles" style={{ width: `${right + SIDE}px` }}><span style={{ width: `${SIDE}px` }}>{w.query} ({w.looks})</span><span style={{ width: `${SIDE}px` }}>{w.key} ({w.isLookedAt})</span></div>
+    <div class="titles" style={{ width: `${right + side}px` }}><span style={{ width: `${side}px` }}>{w.query} ({w.looks})</span><span style={{ width: `${side}px` }}>{w.key} ({w.isLookedAt})</span></div>
     <div class="columns" ref={node} tabIndex={-1} onScroll={(e) => setTop(e.currentTarget.scrollTop)} onPointerLeave={() => point(null)}>
       <div class="long" style={{ height: `${whole}px` }}>
         <Faint edges={edges} frame={frame} /><Focus edges={edges} frame={frame} />
-        <Column tokens={queries()} side="q" first={first} last={last} left={0} edges={edges} heads={shownHeads().length} row={row} />
-        <Column tokens={keys()} side="k" first={first} last={last} left={right} edges={edges} heads={shownHeads().length} row={row} />
+        <Column tokens={queries()} side="q" first={first} last={last} left={0} edges={edges} heads={shownHeads().length} row={row} width={side} />
+        <Column tokens={keys()} side="k" first={first} last={last} left={right} edges={edges} heads={shownHeads().length} row={row} width={side} />
       </div>
     </div>
     <Rest share={share} edges={edges.length} />
@@ -226,8 +226,8 @@ function Focus({ edges, frame }: Layered) {
     }} />;
 }
 
-function Column({ tokens, side, first, last, left, edges, heads, row }:
-  { tokens: Token[]; side: "q" | "k"; first: number; last: number; left: number; edges: Edge[]; heads: number; row: number }) {
+function Column({ tokens, side, first, last, left, edges, heads, row, width }:
+  { tokens: Token[]; side: "q" | "k"; first: number; last: number; left: number; edges: Edge[]; heads: number; row: number; width: number }) {
   const { view, w } = useShared();
   const at = useHover();
   const ref = useRef<HTMLDivElement>(null);
@@ -242,7 +242,7 @@ function Column({ tokens, side, first, last, left, edges, heads, row }:
     if (j * row < scroller.scrollTop || (j + 1) * row > scroller.scrollTop + scroller.clientHeight) scroller.scrollTop = (j - 3) * row;
     requestAnimationFrame(() => ref.current?.querySelector<HTMLElement>(`[data-i="${j}"]`)?.focus());
   };
-  return <div class={`column ${side}`} ref={ref} role="group" aria-label={side === "q" ? w.query : w.key} style={{ left: `${left}px`, width: `${SIDE}px` }}>
+  return <div class={`column ${side}`} ref={ref} role="group" aria-label={side === "q" ? w.query : w.key} style={{ left: `${left}px`, width: `${width}px` }}>
     {tokens.slice(first, to).map((t, j) => {
       const i = first + j;
       const on = side === "q" ? (at.q ?? (at.k === null ? view.q : null)) === i : at.k === i;

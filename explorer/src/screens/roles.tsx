@@ -54,7 +54,7 @@ function Search({ choice }: { choice: preact.JSX.Element }) {
         <button class="main" disabled={job.job?.state === "running"} onClick={() => job.run(() => post<Job>(`models/${encodeURIComponent(model.id)}/roles`, { suite, lang: view.lang }))}>{w.rolesStart}</button></div>
       <p class="says">{w.rolesHint}</p>
       {job.job && <Progress job={job.job} onStop={job.stop} />}
-      {found && <><p class="fine">{found.data}</p><Legend colours={colours} />
+      {found && <><p class="fine">{w.rolesData}</p><Legend colours={colours} />
         {stacks.map((stack) => {
           const heads = found.heads.filter((h) => h.stack === stack), layers = [...new Set(heads.map((h) => h.layer))];
           return <table class="cells roles" key={stack}><caption>{w.roleMap}{stacks.length > 1 && ` · ${stack}`}</caption><tbody>{layers.map((l) => <tr key={l}><th scope="row">{l}</th>

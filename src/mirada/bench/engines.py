@@ -12,8 +12,8 @@ import json
 import os
 import resource
 import sys
-from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 from .ask import prompt, timed
 from .peers import CTranslate2, LlamaCpp, OnnxRuntime, OpenVINO
@@ -80,7 +80,7 @@ class Transformers:
         return timed(step, new)
 
 
-ENGINES: dict[str, Callable] = {
+ENGINES: dict[str, Any] = {
     "mirada": Mirada, "mirada-torch": MiradaTorch, "transformers": Transformers,
     "llama.cpp": LlamaCpp, "openvino": OpenVINO, "ctranslate2": CTranslate2,
     "onnxruntime": OnnxRuntime,

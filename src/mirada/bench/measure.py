@@ -157,8 +157,7 @@ def installed(name: str) -> None:
     """Raises MiradaError for an engine that is unknown or not there."""
     if name not in ENGINES:
         raise MiradaError(f"no engine is called {name!r}; there are {', '.join(ENGINES)}")
-    lacking = [n for n in ENGINES[name].NEEDS  # type: ignore[attr-defined]
-               if importlib.util.find_spec(n) is None]
+    lacking = [n for n in ENGINES[name].NEEDS if importlib.util.find_spec(n) is None]
     if lacking:
         raise MiradaError(f"{name} needs {' and '.join(lacking)}, which is not installed")
 

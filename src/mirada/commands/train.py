@@ -1,5 +1,6 @@
 """mirada train: a model from nothing or from another, on text; and a run that goes on."""
 
+import os
 import shutil
 from pathlib import Path
 
@@ -68,6 +69,9 @@ def _begun(args) -> tuple:
         raise MiradaError("name a model (gpt2:tiny), a .toml, or a run with --resume")
     asked = _asked(args)
     out = Path(args.out) if args.out else _next(asked.model)
+    if int(os.environ.get("TORCHELASTIC_RESTART_COUNT", 0)):  # torchrun begins the same words again
+        out = out if args.out else _next(asked.model, back=1)
+        return out, *config.open_run(out)
     config.create(asked, out)
     try:
         return out, *config.open_run(out)
@@ -94,12 +98,12 @@ def _asked(args):
     return read(args.model, given)
 
 
-def _next(model: str) -> Path:
+def _next(model: str, back: int = 0) -> Path:
     name = Path(model).stem.replace(":", "-")
     number = 1
     while Path(f"runs/{name}-{number}").exists():
         number += 1
-    return Path(f"runs/{name}-{number}")
+    return Path(f"runs/{name}-{number - back}")
 
 
 def _train(folder: Path, run, model, objective, every: int, shared=None):

@@ -26,6 +26,7 @@ from mirada.core.norm import LayerNorm, QKNorm, RMSNorm
 from mirada.core.position import ByChannel, Dynamic, Learned, Rotary
 from mirada.errors import MiradaError
 from mirada.kernels import native as rt
+from mirada.kernels.blocks import offset
 from mirada.kernels.native import Memory, Native, Operator, Program, Unbuilt, library
 from mirada.model import Model
 
@@ -143,7 +144,8 @@ class Lowering:
         self.widths: list[int] = []  # of each buffer, in numbers a token
         self.names: dict[str, int] = {}  # buffers that all layers share
         self.keep: list[Tensor] = []  # whose addresses the operators hold
-        self.packs: list[tuple[Operator, str, Tensor]] = []  # a matrix's place, and its rows
+        # a matrix's place, its rows, and whether their zeros become offsets
+        self.packs: list[tuple[Operator, str, Tensor, bool]] = []
         self.rotaries: list[tuple[Operator, Rotary]] = []
         self.group, self.positions = 1, 1 << 30
         self.path = "the model"  # what is lowered now, for messages
@@ -377,12 +379,14 @@ class Lowering:
         where = getattr(op, place)
         where.kind, where.rows, where.cols = kind, module.out_features, module.in_features
         where.bias = bias
-        self.packs.append((op, place, rows))
+        self.packs.append((op, place, rows, getattr(module, "type", None) == "U4"))
         return kind in [rt.KINDS[name] for name in rt.FLOATS]
 
     def rows(self, module: nn.Module) -> tuple[Tensor, int]:
         """A weight's rows as they lie, and their kind."""
         if type(module) in (Quantized, QuantizedEmbedding):
+            if module.type == "U4":  # turned into it when it is packed
+                return module.blocks.contiguous(), rt.KINDS["Q4_1"]
             if module.type not in rt.KINDS:
                 raise self.fail(module, f"of type {module.type} has no native operator")
             if module.type == "I8" and getattr(module, "in_features", 0) % 32:
@@ -418,12 +422,13 @@ class Lowering:
             at = getattr(op, place)
             return at, (at.kind, at.rows, at.cols)
 
-        sizes = [lib.mirada_packed_bytes(*shape(op, place)[1]) for op, place, _ in self.packs]
+        sizes = [lib.mirada_packed_bytes(*shape(op, place)[1]) for op, place, *_ in self.packs]
         lib.mirada_tidy()
         memory = Memory(lib, sum(sizes))
         self.keep.append(memory)
-        for (op, place, rows), size in zip(self.packs, sizes, strict=True):
+        for (op, place, rows, zeros), size in zip(self.packs, sizes, strict=True):
             at, numbers = shape(op, place)
+            rows = offset(rows) if zeros else rows
             at.data = memory.take(size)
             stride, tiles = rows.nbytes // at.rows, -(-at.rows // 16)
             some = max(1, SLICE // (16 * stride))  # tiles at a time

@@ -1,7 +1,8 @@
 """Weights in blocks and their expansion to numbers: ggml's formats bit for bit as the `gguf`
-package's, and four of our own: NF4 and FP4 (QLoRA, 2305.14314) and I8 (a row's largest
-magnitude, as float32, and its codes: LLM.int8, 2208.07339), which are bitsandbytes' numbers; and
-NF4D, NF4 whose scales are rounded too (QLoRA's double quantization, sec. 3, over a row's blocks).
+package's, and five of our own: NF4 and FP4 (QLoRA, 2305.14314) and I8 (a row's largest
+magnitude, as float32, and its codes: LLM.int8, 2208.07339), which are bitsandbytes' numbers;
+NF4D, NF4 whose scales are rounded too (QLoRA's double quantization, sec. 3, over a row's blocks);
+and U4, scale * (code - zero), which is what GPTQ (2210.17323) and AWQ (2306.00978) keep.
 
 A row of a matrix is a run of blocks; a block holds scales and packed codes of some elements.
 Every value is computed in float32 with one rounding per operation, then converted.
@@ -106,6 +107,18 @@ def _q4_1(b: Tensor) -> Tensor:
     return _half(b[:, :2]) * _nibbles(b[:, 4:], 16).float() + _half(b[:, 2:4])
 
 
+def _u4(b: Tensor) -> Tensor:
+    return _half(b[:, :2]) * (_nibbles(b[:, 4:], 16).float() - _half(b[:, 2:4]))
+
+
+def offset(blocks: Tensor) -> Tensor:
+    """Blocks of U4, (rows, bytes), as Q4_1: the number of code 0 is rounded to float16."""
+    apart = blocks.reshape(-1, 20).clone()
+    least = -_half(apart[:, :2]) * _half(apart[:, 2:4])
+    apart[:, 2:4] = least.half().view(torch.uint8)
+    return apart.view(blocks.shape)
+
+
 def _q5_0(b: Tensor) -> Tensor:
     codes = _nibbles(b[:, 6:], 16) | _bits(b[:, 2:6]) << 4
     return _half(b[:, :2]) * (codes.float() - 16)
@@ -180,4 +193,4 @@ GGML = {
     "Q4_K": (256, 144, _q4_k), "Q5_K": (256, 176, _q5_k), "Q6_K": (256, 210, _q6_k),
 }
 LAYOUTS = GGML | {"NF4": (64, 36, _coded(NF4)), "FP4": (64, 36, _coded(FP4)), "I8": (0, 0, _i8),
-                  "NF4D": (0, 0, _double)}
+                  "NF4D": (0, 0, _double), "U4": (32, 20, _u4)}

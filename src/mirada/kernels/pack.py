@@ -90,6 +90,15 @@ def _offset(x: Tensor, top: int) -> tuple[Tensor, Tensor]:
     return torch.cat([d.half(), low.half()], 1), codes.to(torch.uint8)
 
 
+def _zeroed(x: Tensor) -> tuple[Tensor, Tensor]:
+    """Zero has a code of its own, so that it stays exact."""
+    low, high = x.amin(1, keepdim=True).clamp(max=0), x.amax(1, keepdim=True).clamp(min=0)
+    d = ((high - low) / 15).half()
+    zero = (-low * _inverse(d.float())).round().clamp(0, 15)
+    codes = (x * _inverse(d.float())).round().add(zero).clamp(0, 15)
+    return torch.cat([d, zero.half()], 1), codes.to(torch.uint8)
+
+
 def _four(made):
     d, codes = made
     return torch.cat([_bytes(d), _halves(codes, 16)], 1)
@@ -214,6 +223,6 @@ PACKED = {
     "Q5_0": lambda x: _five(_symmetric(x, 16)), "Q5_1": lambda x: _five(_offset(x, 31)),
     "Q4_K": _k(15, torch.arange(20) * 0.1 - 1), "Q5_K": _k(31, torch.arange(15) * 0.1 - 0.5),
     "Q6_K": _q6_k, "NF4": _coded(NF4), "FP4": _coded(FP4), "I8": _i8,
-    "NF4D": _double,
+    "NF4D": _double, "U4": lambda x: _four(_zeroed(x)),
 }
 assert PACKED.keys() == LAYOUTS.keys()

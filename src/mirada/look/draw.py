@@ -43,6 +43,27 @@ def dressed(axes, title: str = "", across: str = "", down: str = ""):
     return axes
 
 
+def bar(figure, picture, axes, label: str = "", size: int = 8, **options):
+    """The scale of a picture's colours, beside it or below."""
+    made = figure.colorbar(picture, ax=axes, **options)
+    made.set_label(label, color=INK, fontsize=9)
+    made.ax.tick_params(length=0, labelsize=size, colors=INK)
+    made.outline.set_edgecolor(EDGE)
+    return made
+
+
+class Drawn:
+    """A result that can be drawn: it says how in figure()."""
+
+    def figure(self):
+        """The result as a matplotlib figure."""
+        raise NotImplementedError(f"{type(self).__name__} has no figure")
+
+    def save(self, path) -> str:
+        """Write the figure as .png, .svg or .pdf; the path it has. Raises MiradaError."""
+        return save(self.figure(), path)
+
+
 def short(text: str, most: int = 18) -> str:
     """A text as a label: no dollar (matplotlib would typeset it), no control sign, not too long."""
     shown = text if len(text) <= most else text[: most - 1] + "…"

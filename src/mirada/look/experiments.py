@@ -83,10 +83,7 @@ class Permuted:
             place.set_xticks(range(len(self.second)), [draw.short(t, 10) for t in self.second],
                              rotation=90)
             place.set_yticks(range(len(self.first)), [draw.short(t, 10) for t in self.first])
-        bar = figure.colorbar(picture, ax=list(axes), shrink=0.8)
-        bar.set_label("Cosine of two outputs", fontsize=8, color=draw.INK)
-        bar.ax.tick_params(length=0, labelsize=7, colors=draw.INK)
-        bar.outline.set_edgecolor(draw.EDGE)
+        draw.bar(figure, picture, list(axes), "Cosine of two outputs", 7, shrink=0.8)
         return draw.save(figure, path)
 
 

@@ -9,7 +9,8 @@ import torch
 from torch import Tensor
 
 from mirada.errors import MiradaError
-from mirada.look.draw import CLOTH, EDGE, HEAT, INK
+from mirada.look import draw
+from mirada.look.draw import CLOTH, EDGE, INK
 
 MOST_LABELS = 60  # tokens past which labels on an axis are thinned out
 BESIDE = 0.8  # width of the small heads' half, of the large one's
@@ -57,31 +58,24 @@ def attention_map(weights: Tensor, tokens: list[str], keys: list[str] | None = N
     Axes as people draw them: keys across ("Key positions"), queries down ("Query positions").
     Raises MiradaError where labels and weights do not fit, or matplotlib is missing.
     """
-    try:
-        from matplotlib.colors import LinearSegmentedColormap, PowerNorm
-        from matplotlib.figure import Figure
-    except ImportError:
-        raise MiradaError("pictures need matplotlib: pip install 'mirada[look]'") from None
     weights = weights.detach().to("cpu", torch.float32)
     H, T, S = weights.shape
     keys = tokens if keys is None else keys
     if len(tokens) != T or len(keys) != S:
         raise MiradaError(f"{len(tokens)} query and {len(keys)} key labels for weights of shape "
                           f"{tuple(weights.shape)}")
-    # One scale for all heads; its root, so that what is faint can still be seen.
-    ink = dict(cmap=LinearSegmentedColormap.from_list("mirada", HEAT), norm=PowerNorm(0.5, 0, 1),
-               aspect="equal" if T == S else "auto", interpolation="nearest")
     side = min(max(4.8, 0.3 * max(T, S) + 1.6), 11)
-    figure = Figure(figsize=((1 + BESIDE) * side, side), facecolor=CLOTH, layout="constrained")
+    figure = draw.canvas((1 + BESIDE) * side, side)
+    from matplotlib.colors import PowerNorm
+    # One scale for all heads; its root, so that what is faint can still be seen.
+    ink = dict(cmap=draw.heat(), norm=PowerNorm(0.5, 0, 1),
+               aspect="equal" if T == S else "auto", interpolation="nearest")
     left, right = figure.subfigures(1, 2, width_ratios=[1, BESIDE]).flat
     picture = _large(left, weights[head], tokens, keys, title or f"Head {head}", ink)
     small = _all(right, weights, head, ink)
-    bar = right.colorbar(picture, ax=small, location="bottom", aspect=32, pad=0.04,
-                         ticks=[0, 0.05, 0.2, 0.5, 1], format="{x:.0%}")
-    bar.set_label("Attention weight (a row sums to 1)", color=INK, fontsize=9)
-    bar.ax.tick_params(length=0, labelsize=8, colors=INK)
-    bar.ax.get_xticklabels()[-1].set_ha("right")
-    bar.outline.set_edgecolor(EDGE)
+    scale = draw.bar(right, picture, small, "Attention weight (a row sums to 1)", location="bottom",
+                     aspect=32, pad=0.04, ticks=[0, 0.05, 0.2, 0.5, 1], format="{x:.0%}")
+    scale.ax.get_xticklabels()[-1].set_ha("right")
     return figure
 
 
@@ -96,7 +90,8 @@ def _large(figure, weights: Tensor, tokens: list[str], keys: list[str], title: s
     for set_ticks, labels, turn in ((axes.set_xticks, keys, 90), (axes.set_yticks, tokens, 0)):
         step = -(-len(labels) // MOST_LABELS)
         shown = range(0, len(labels), step)
-        set_ticks(list(shown), [_short(labels[n]) for n in shown], rotation=turn, fontsize=size)
+        named = [draw.short(labels[n], 14) for n in shown]
+        set_ticks(list(shown), named, rotation=turn, fontsize=size)
     _framed(axes)
     if max(weights.shape) <= WRITTEN:
         for t, row in enumerate(weights.tolist()):
@@ -133,9 +128,3 @@ def _framed(axes, color: str = EDGE) -> None:
     for spine in axes.spines.values():
         spine.set_edgecolor(color)
         spine.set_linewidth(0.8)
-
-
-def _short(token: str, most: int = 14) -> str:
-    """A token as a label: no dollar (matplotlib would typeset it), no overlong word."""
-    shown = token if len(token) <= most else token[: most - 1] + "…"
-    return shown.replace("$", r"\$")

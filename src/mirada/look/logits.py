@@ -93,10 +93,8 @@ class Lens(View):
                           color=draw.CLOTH if best[n, x] > 0.45 else draw.INK)
         axes.set_xticks(range(len(shown)), [draw.short(self.tokens[t], 10) for t in shown])
         axes.set_yticks(range(depths), ["embed", *map(str, range(1, depths))])
-        bar = figure.colorbar(picture, ax=axes, format="{x:.0%}", pad=0.01, aspect=30)
-        bar.set_label("Probability of the word shown", color=draw.INK, fontsize=9)
-        bar.ax.tick_params(length=0, labelsize=8, colors=draw.INK)
-        bar.outline.set_edgecolor(draw.EDGE)
+        draw.bar(figure, picture, axes, "Probability of the word shown", format="{x:.0%}",
+                 pad=0.01, aspect=30)
         return figure
 
 

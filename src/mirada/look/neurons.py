@@ -27,7 +27,7 @@ DIRECT = "What a neuron writes straight to the answer; later layers may read it 
 
 
 @dataclass(frozen=True, eq=False)
-class ScoreTerms:
+class ScoreTerms(draw.Drawn):
     """How one query of a head scores every key, channel by channel; tensors in float64.
 
     q (K,), k (S, K): as they enter the kernel, normed and rotated; kv_head: the head whose keys
@@ -85,12 +85,9 @@ class ScoreTerms:
         return "\n".join(lines if self.cap is None else
                          [*lines, f"q.k*scale is bent by a soft cap of {self.cap:g} first"])
 
-    def save(self, path) -> str:
-        """Draw q, the products by key and channel, and the weights into `path`."""
-        return draw.save(self.figure(), path)
-
     def figure(self):
-        """The three as a matplotlib figure, keys downwards, at most the 40 strongest."""
+        """q, the products by key and channel, and the weights as a matplotlib figure; keys
+        downwards, at most the 40 strongest."""
         shown = sorted(self.weight.argsort(descending=True)[:40].tolist())
         figure = draw.canvas(11, 1.9 + 0.26 * len(shown))
         axes = figure.subplots(2, 2, sharex="col", width_ratios=[5, 1],
@@ -110,9 +107,7 @@ class ScoreTerms:
         axes[1, 1].barh(range(len(shown)), self.weight[shown].numpy(), color=draw.INKS[2])
         axes[1, 1].set_ylim(*axes[1, 0].get_ylim())
         axes[1, 1].set_yticks([])
-        bar = figure.colorbar(picture, ax=axes[1, 0], location="bottom", aspect=50, pad=0.02)
-        bar.ax.tick_params(length=0, labelsize=8, colors=draw.INK)
-        bar.outline.set_edgecolor(draw.EDGE)
+        draw.bar(figure, picture, axes[1, 0], location="bottom", aspect=50, pad=0.02)
         return figure
 
 
@@ -163,7 +158,7 @@ class Unit:
 
 
 @dataclass(frozen=True)
-class Firing:
+class Firing(draw.Drawn):
     """The neurons of one MLP that wrote most at one token."""
 
     stack: str
@@ -187,10 +182,6 @@ class Firing:
                          + (f"  towards {said}" if said else ""))
         return "\n".join([*lines, DIRECT])
 
-    def save(self, path) -> str:
-        """Draw each neuron's strip over the tokens into `path`."""
-        return draw.save(self.figure(), path)
-
     def figure(self):
         """The strips as a matplotlib figure, the token of interest marked."""
         strips = torch.tensor([u.strip for u in self.units])
@@ -204,10 +195,7 @@ class Firing:
         at = range(0, len(self.tokens), step)
         axes.set_xticks(at, [draw.short(self.tokens[n], 12) for n in at], rotation=60, ha="right")
         axes.set_yticks(range(len(strips)), [str(u.neuron) for u in self.units])
-        bar = figure.colorbar(picture, ax=axes, pad=0.01, aspect=24)
-        bar.set_label("Firing", color=draw.INK, fontsize=9)
-        bar.ax.tick_params(length=0, labelsize=8, colors=draw.INK)
-        bar.outline.set_edgecolor(draw.EDGE)
+        draw.bar(figure, picture, axes, "Firing", pad=0.01, aspect=24)
         return figure
 
 

@@ -3,8 +3,9 @@ the steps, and what attention costs as a text grows."""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 import torch.nn.functional as F
@@ -21,7 +22,7 @@ LENGTHS = tuple(2**n for n in range(5, 14))
 
 
 @dataclass(frozen=True, eq=False)
-class Positions:
+class Positions(draw.Drawn):
     """The vectors (n, d) that say where a token stands; kind: where they come from."""
 
     kind: str
@@ -44,10 +45,6 @@ class Positions:
         said = ", ".join(f"{x:.2f} at {k}" for k, x in zip((1, 2, 8, 32), near, strict=False))
         return f"{n} positions of {d} numbers, {self.kind}; cosine by distance: {said or 'none'}"
 
-    def save(self, path) -> str:
-        """Draw both into `path`. Raises MiradaError."""
-        return draw.save(self.figure(), path)
-
     def figure(self):
         """The vectors as a heat map, and beside it how alike two positions are."""
         figure = draw.canvas(12, 4.6)
@@ -60,9 +57,7 @@ class Positions:
         alike = right.imshow(self.likeness.numpy(), cmap="PuOr_r", vmin=-1, vmax=1,
                              interpolation="nearest")
         for axes, picture in ((left, whole), (right, alike)):
-            bar = figure.colorbar(picture, ax=axes, aspect=30, pad=0.02)
-            bar.ax.tick_params(length=0, labelsize=8, colors=draw.INK)
-            bar.outline.set_edgecolor(draw.EDGE)
+            draw.bar(figure, picture, axes, aspect=30, pad=0.02)
         return figure
 
 
@@ -87,7 +82,7 @@ def positions(of=512, count: int = 128) -> Positions:
 
 
 @dataclass(frozen=True)
-class Lines:
+class Lines(draw.Drawn):
     """Named lines over one axis. rows: name -> a value at each of xs."""
 
     title: str
@@ -112,10 +107,6 @@ class Lines:
         return "\n".join([f"{self.title} ({self.down.lower()})", *lines,
                           *([self.note] if self.note else [])])
 
-    def save(self, path) -> str:
-        """Draw them into `path`. Raises MiradaError."""
-        return draw.save(self.figure(), path)
-
     def figure(self):
         """The lines as a matplotlib figure."""
         figure = draw.canvas(8, 4.2)
@@ -132,7 +123,7 @@ class Lines:
         return figure
 
 
-def rates(recipes: Mapping[str, object], steps: int = 10_000, points: int = 400) -> Lines:
+def rates(recipes: Mapping[str, Any], steps: int = 10_000, points: int = 400) -> Lines:
     """How learning rates go over a run. recipes: name -> mirada.train.optim.Recipe, or a function
     of (step, steps) that gives a rate; steps: of the run. Raises MiradaError."""
     if steps < 2 or not recipes:
@@ -143,7 +134,7 @@ def rates(recipes: Mapping[str, object], steps: int = 10_000, points: int = 400)
 
 
 def _rate(recipe, step: int, steps: int) -> float:
-    if isinstance(recipe, Callable):
+    if callable(recipe):
         return float(recipe(step, steps))
     return recipe.rate * recipe.at(step, steps)
 

@@ -21,7 +21,7 @@ ALIKE = 0.15  # mean distance up to which patterns share a cluster
 
 
 @dataclass(frozen=True, eq=False)
-class Redundancy:
+class Redundancy(draw.Drawn):
     """Every pair of heads: distance (N, N) of patterns, the square root of the Jensen-Shannon
     divergence in bits, 0 alike and 1 apart, its mean over queries; cosine (N, N) of what they add
     to the stream, or None where the tape has no z. heads: (layer, head) of each row. clusters:
@@ -64,12 +64,8 @@ class Redundancy:
         return "\n".join([*lines, "Alike in this text; whether one stands in for another, removing "
                           "them together shows."])
 
-    def save(self, path) -> str:
-        """Draw the distances, clusters side by side, into `path`."""
-        return draw.save(self.figure(), path)
-
     def figure(self):
-        """The distances, and the cosines where there are any, as a matplotlib figure."""
+        """The distances, clusters side by side, and the cosines where there are any."""
         order = [n for c in self.clusters for n in c]
         order += [n for n in range(len(self.heads)) if n not in set(order)]
         grids = [("Distance of patterns", self.distance, draw.heat().reversed(), 0)]
@@ -94,9 +90,7 @@ class Redundancy:
                                           begin + size - 0.5, begin - 0.5], color=draw.INKS[2],
                           linewidth=1.2)
                 begin += size
-            bar = figure.colorbar(picture, ax=axes, location="bottom", aspect=40, pad=0.02)
-            bar.ax.tick_params(length=0, labelsize=8, colors=draw.INK)
-            bar.outline.set_edgecolor(draw.EDGE)
+            draw.bar(figure, picture, axes, location="bottom", aspect=40, pad=0.02)
         return figure
 
 

@@ -107,10 +107,8 @@ class Trace:
         axes.set_yticks(range(len(grid)), list(grid))
         low, high = lengths.min().item(), lengths.max().item()
         ticks = [float(f"{low * (high / low) ** (n / 5):.2g}") for n in range(6)]
-        bar = figure.colorbar(picture, ax=axes, ticks=ticks, format=lambda x, _: f"{x:g}")
-        bar.ax.minorticks_off()
-        bar.ax.tick_params(length=0, labelsize=7, colors=draw.INK)
-        bar.outline.set_edgecolor(draw.EDGE)
+        draw.bar(figure, picture, axes, size=7, ticks=ticks,
+                 format=lambda x, _: f"{x:g}").ax.minorticks_off()
 
     def _grid(self, stack: str) -> dict[str, Tensor]:
         """Layer -> (T,) lengths of the stream after it."""

@@ -154,10 +154,7 @@ class Sweep:
         picture = axes.imshow(self.mean.cpu().numpy(), cmap="PuOr_r", vmin=-most, vmax=most,
                               aspect="auto")
         axes.set_yticks(range(L), self.layers)
-        bar = figure.colorbar(picture, ax=axes, aspect=40, pad=0.03)
-        bar.set_label("Change of the metric", color=draw.INK, fontsize=9)
-        bar.ax.tick_params(length=0, labelsize=8, colors=draw.INK)
-        bar.outline.set_edgecolor(draw.EDGE)
+        draw.bar(figure, picture, axes, "Change of the metric", aspect=40, pad=0.03)
         return draw.save(figure, out)
 
 

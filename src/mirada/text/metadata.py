@@ -51,7 +51,7 @@ def _array(metadata: dict, name: str, kind: type, path: str, size: int | None = 
         raise UntrustedInputError(path, key, f"must be a list of 1 to {guard.TOKENS:,} entries")
     if size is not None and len(value) != size:
         raise UntrustedInputError(path, key, f"must have {size:,} entries, as the tokens")
-    if any(type(entry) is not kind for entry in value):
+    if set(map(type, value)) != {kind}:
         raise UntrustedInputError(path, key, f"must hold {kind.__name__} entries only")
     return value
 

@@ -80,7 +80,8 @@ class Convolutions(nn.Module):
         return x.transpose(1, 2)
 
 
-KINDS = {**dict.fromkeys(CELLS, Recurrent), "mlp": Places, "cnn": Convolutions}
+KINDS: dict[str, type[nn.Module]] = {**dict.fromkeys(CELLS, Recurrent), "mlp": Places,
+                                     "cnn": Convolutions}
 
 
 class Baseline(nn.Module):

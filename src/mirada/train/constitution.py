@@ -18,6 +18,7 @@ from mirada.errors import MiradaError
 
 from .language import IGNORED, padded
 from .preference import scores
+from .sft import talk
 
 Conversation = list[dict]
 Write = Callable[[list[Conversation]], list[str]]
@@ -66,7 +67,7 @@ class Revised:
 
     def conversation(self) -> Conversation:
         """What is learned: the last answer, as if it had been the first."""
-        return _asked(self.prompt) + [{"role": "assistant", "content": self.answers[-1]}]
+        return talk(self.prompt, self.answers[-1])
 
 
 def revise(write: Write, prompts: Sequence[str], draw, constitution: Sequence[Principle]
@@ -75,16 +76,16 @@ def revise(write: Write, prompts: Sequence[str], draw, constitution: Sequence[Pr
     chooses for it. The model reads its whole conversation with itself."""
     if not constitution or rounds < 1:
         raise MiradaError("revising takes a principle and a round, at least")
-    talks = [_asked(prompt) for prompt in prompts]
+    talks = [talk(prompt) for prompt in prompts]
     answers, critiques = [[text] for text in _said(write, talks)], [[] for _ in prompts]
     for _ in range(rounds):
         chosen = [draw.choice(constitution) for _ in prompts]
-        for talk, principle in zip(talks, chosen, strict=True):
-            talk.append({"role": "user", "content": principle.critique})
+        for each, principle in zip(talks, chosen, strict=True):
+            each.append({"role": "user", "content": principle.critique})
         for found, text in zip(critiques, _said(write, talks), strict=True):
             found.append(text)
-        for talk, principle in zip(talks, chosen, strict=True):
-            talk.append({"role": "user", "content": principle.revision})
+        for each, principle in zip(talks, chosen, strict=True):
+            each.append({"role": "user", "content": principle.revision})
         for found, text in zip(answers, _said(write, talks), strict=True):
             found.append(text)
     return [Revised(p, tuple(a), tuple(c))
@@ -96,11 +97,11 @@ def prefer(write: Write, score: Score, prompts: Sequence[str], draw,
     """Two answers are drawn to each prompt, and a principle judges between them, both ways round:
     a judge leans to one letter. Records of prompt, chosen, rejected, and `sure`, the judge's
     probability of the choice; prompts whose answers are the same give none."""
-    talks = [_asked(prompt) for prompt in prompts]
+    talks = [talk(prompt) for prompt in prompts]
     pairs = [(p, a, b) for p, a, b in zip(prompts, write(talks), write(talks), strict=True)
              if a != b]
     chosen = [draw.choice(constitution) for _ in pairs]
-    odds = [score([_asked(principle.choice.format(prompt=p, first=x[n], second=x[1 - n]))
+    odds = [score([talk(principle.choice.format(prompt=p, first=x[n], second=x[1 - n]))
                    for principle, (p, *x) in zip(chosen, pairs, strict=True)], OPTIONS)
             for n in (0, 1)]
     records = []
@@ -117,7 +118,7 @@ def likelihoods(model, conversations: list[Conversation],
                 options: Sequence[str]) -> list[list[float]]:
     """A Score by a model itself: log-probabilities of each option as its next words."""
     tokenizer, was = model.tokenizer, model.training
-    prompts = [tokenizer.chat(talk) for talk in conversations]
+    prompts = [tokenizer.chat(each) for each in conversations]
     said = [tokenizer.encode(option, special=False).ids for option in options]
     rows = [(p, a) for p in prompts for a in said]
     batch = padded({"input_ids": ([p + a for p, a in rows], tokenizer.pad_id or 0),
@@ -127,13 +128,9 @@ def likelihoods(model, conversations: list[Conversation],
     return found
 
 
-def _asked(text: str) -> Conversation:
-    return [{"role": "user", "content": text}]
-
-
 def _said(write: Write, talks: list[Conversation]) -> list[str]:
     """The model's next turns, which join the conversations."""
-    texts = write([list(talk) for talk in talks])
-    for talk, text in zip(talks, texts, strict=True):
-        talk.append({"role": "assistant", "content": text})
+    texts = write([list(each) for each in talks])
+    for each, text in zip(talks, texts, strict=True):
+        each.append({"role": "assistant", "content": text})
     return texts

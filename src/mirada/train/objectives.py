@@ -15,8 +15,11 @@ from .instructions import Instructions, Task
 from .language import HiddenToken, NextToken
 from .middle import MARKS, FillMiddle
 from .pairs import SentencePairs, Together
+from .preference import DPO, frozen_copy, told
 from .replaced import Joint, ReplacedToken, joint
 from .seq2seq import Translate
+from .sft import Answers, talk
+from .sft import Mixture as Talks
 from .spans import MODES, SENTINELS, Mixture, Spans
 
 
@@ -53,7 +56,8 @@ def _pairs(kind: str) -> Callable:
 
 def _taught(data, length: int, model, teacher: str, **options) -> Distill:
     wise = registry.load(teacher)
-    begin(model, wise)
+    if model.origin.path is None:  # from nothing; a student that was loaded stays as it is
+        begin(model, wise)
     return Distill(data, length, model, wise, **options)
 
 
@@ -61,6 +65,26 @@ def _told(data: dict[str, list], length: int, model, templates, **options) -> In
     tasks = [Task(name, rows, [(asked, answer) for asked, answer in templates])
              for name, rows in data.items()]
     return Instructions(tasks, length, model, **options)
+
+
+def _answers(data: dict[str, list], length: int, model, system: str | None = None,
+             shares=None) -> Answers | Talks:
+    """Each file a set of prompts and answers; of several a mixture."""
+    for name, rows in data.items():
+        if any("prompt" not in row or "answer" not in row for row in rows):
+            raise MiradaError(f"{name}: each record needs the columns prompt and answer")
+    sets = [Answers.of(model, [talk(row["prompt"], row["answer"]) for row in rows], length, system)
+            for rows in data.values()]
+    return sets[0] if len(sets) == 1 else Talks(sets, shares)
+
+
+def _preferred(data: dict[str, list], length: int, model, system: str | None = None,
+               **options) -> DPO:
+    rows = told(model, [row for rows in data.values() for row in rows], system)
+    kept = [row for row in rows if len(row[0]) + max(map(len, row[1:])) <= length]
+    if not kept:
+        raise MiradaError(f"no preference has its prompt and answers within {length} tokens")
+    return DPO(kept, model.tokenizer.pad_id or 0, reference=frozen_copy(model), **options)
 
 
 OBJECTIVES = {
@@ -86,6 +110,8 @@ OBJECTIVES = {
     "denoise": Kind(Denoise, rewrites, tokenizer="wordpiece"),
     "gaps": Kind(GapSentences, rewrites, special=(MASK,)),
     "translate": Kind(Translate, rewrites, reads="pairs"),
+    "answers": Kind(_answers, writes, tokenizer="bpe", reads="rows"),
+    "preferences": Kind(_preferred, writes, tokenizer="bpe", reads="rows"),
     "instructions": Kind(_told, rewrites, reads="rows"),
 }
 

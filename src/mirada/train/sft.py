@@ -90,6 +90,12 @@ def answered(tokenizer, messages: list[dict], length: int) -> tuple[list[int], l
     return ids[:length], labels[:length]
 
 
+def talk(*turns: str) -> list[dict]:
+    """Messages of a user and an assistant by turns."""
+    return [{"role": ("user", "assistant")[n % 2], "content": text}
+            for n, text in enumerate(turns)]
+
+
 def with_system(messages: list[dict], system: str | None) -> list[dict]:
     """The messages, under a system message where they have none."""
     if system is None or (messages and messages[0]["role"] == "system"):

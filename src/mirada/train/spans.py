@@ -123,7 +123,9 @@ class Denoiser:
     mean: float | None
 
 
-DENOISERS = (  # 2205.05131, table 1 and section 3.1.2: R, S and X, each as likely as the others
+# 2205.05131, section 3.1: R, S and X, each as likely as the others, under the modes' names of the
+# published model
+DENOISERS = (
     Denoiser("[NLU]", 0.15, 3), Denoiser("[NLU]", 0.15, 8), Denoiser("[S2S]", 0.25, None),
     Denoiser("[NLG]", 0.5, 3), Denoiser("[NLG]", 0.5, 8), Denoiser("[NLG]", 0.15, 64),
     Denoiser("[NLG]", 0.5, 64),

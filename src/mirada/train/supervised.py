@@ -15,7 +15,8 @@ from torch import Tensor
 
 from mirada.errors import MiradaError
 
-from .language import IGNORED, padded, token_loss
+from .language import padded
+from .loss import IGNORED, token_loss, wide
 
 WINDOW, SHARED = 384, 128  # tokens of a window over a long passage, and those two neighbours share
 
@@ -162,7 +163,7 @@ class Spans:
         given = {name: t.to(model.device) for name, t in batch.items()}
         ends = given.pop("labels")
         out = model(**given)
-        each = [F.cross_entropy(_wide(out[name]), ends[:, n], reduction="sum")
+        each = [F.cross_entropy(wide(out[name]), ends[:, n], reduction="sum")
                 for n, name in enumerate(("start_logits", "end_logits"))]
         return (each[0] + each[1]) / 2, {}
 
@@ -240,11 +241,7 @@ def _logits(model, batch: dict[str, Tensor]) -> tuple[Tensor, Tensor]:
     """Scores, and the labels beside them."""
     given = {name: t.to(model.device) for name, t in batch.items()}
     labels = given.pop("labels")
-    return _wide(model(**given).logits), labels
-
-
-def _wide(logits: Tensor) -> Tensor:
-    return logits.to(torch.promote_types(logits.dtype, torch.float32))
+    return wide(model(**given).logits), labels
 
 
 @torch.no_grad()  # inference_mode would leave tensors that no later gradient may pass

@@ -128,22 +128,24 @@ class _Words(_Weight):
         return [self.name + end for end in ends]
 
     def form(self) -> str | None:
-        """Where zero is the middle and groups follow each other, ggml's blocks are the same."""
+        """Where groups follow each other, blocks hold the same numbers: ggml's own where zero is
+        the middle."""
         size = self.shape[1] // len(self.part(".scales"))
-        middle = 1 << self.bits - 1
         if size % 32 or (self._groups() != torch.arange(self.shape[1]) // size).any() or (
-                self._zeros() != middle).any() or self.part(".scales").dtype != torch.float16:
+                self.part(".scales").dtype != torch.float16):
             return None
-        return {4: "Q4_0", 8: "Q8_0"}[self.bits]
+        middle = bool((self._zeros() == 1 << self.bits - 1).all())
+        return {4: "Q4_0" if middle else "U4", 8: "Q8_0" if middle else None}[self.bits]
 
     def blocks(self) -> Tensor:
         codes = self._codes().view(self.shape[0], -1, 32)  # (out, in / 32, 32)
-        scales = self.part(".scales").T  # (out, groups)
-        scales = scales.repeat_interleave(codes.shape[1] // scales.shape[1], 1)[..., None]
+        heads = [self.part(".scales"), self._zeros().half()][: 1 + (self.form() == "U4")]
+        wide = [h.T.repeat_interleave(codes.shape[1] // len(h), 1)[..., None] for h in heads]
         held = codes ^ 128  # as signed
         if self.bits == 4:
             held = codes[..., :16] | codes[..., 16:] << 4
-        return torch.cat([scales.contiguous().view(torch.uint8), held], -1).flatten(1)
+        packed = [h.contiguous().view(torch.uint8) for h in wide]
+        return torch.cat([*packed, held], -1).flatten(1)
 
     def numbers(self) -> Tensor:
         group = self._groups()
