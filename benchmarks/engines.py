@@ -261,6 +261,10 @@ def table(section: Section, found: Found) -> str:
             own = found.rates[label].get(column)
             ratios.append(f"{own / max(others):.2f}" if own and others else "-")
             shares.append(f"{own / most[column]:.0%}" if own else "-")
+        if section.first:  # as above: more than 1 is faster
+            others = [s for name, s in found.first.items() if name not in found.most]
+            ratios.append(f"{min(others) / found.first[label]:.2f}" if others else "-")
+            shares.append("-")
         lines.append(f"| **{label} / best other** | " + " | ".join(ratios) + " |")
         lines.append(f"| **{label} / limit** | " + " | ".join(shares) + " |")
     return "\n".join([f"## {section.title}", "", *lines, "",

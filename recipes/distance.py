@@ -4,7 +4,8 @@
 
 A row is noise with one of eight letters in it; at its end that letter is asked for. All models
 learn it at distances 1, 2, 4 ... from the end, and are asked at those and at others between them.
-Prints the share of right answers by distance, and how much of the gradient arrives from there.
+Prints the share of right answers by distance, how much of the gradient arrives from there, and how
+many letters of a word of some length each can say again: a state of fixed size holds only so many.
 """
 
 import argparse
@@ -22,6 +23,8 @@ from mirada.train.optim import Recipe
 LETTERS, NOISE = range(8), range(8, 16)
 ASK, VOCAB = 16, 17
 MODELS = ("rnn", "lstm", "gru", "mlp", "cnn", "transformer")
+SPEAKERS = ("rnn", "lstm", "gru", "transformer")  # who are asked to repeat
+WORDS = (2, 4, 6, 8, 12, 16)  # lengths, of which the last is the longest learned
 
 
 class Recall:
@@ -48,6 +51,43 @@ class Recall:
         logits = model(batch["input_ids"]).logits[:, -1, :8]
         right = float((logits.argmax(-1) == batch["letter"]).float().mean())
         return F.cross_entropy(logits, batch["letter"], reduction="sum"), {"right": right}
+
+
+class Repeat:
+    """Rows of a word of letters, a sign, and the word again, which must be told."""
+
+    count = 1 << 20
+
+    def sample(self, index: int, draw, length: int | None = None) -> list[int]:
+        word = [draw.choice(LETTERS) for _ in range(length or draw.randint(1, WORDS[-1]))]
+        return [*word, ASK, *word]
+
+    def batch(self, samples: list) -> dict[str, torch.Tensor]:
+        width = max(map(len, samples))
+        ids = torch.tensor([row + [ASK] * (width - len(row)) for row in samples])
+        told = torch.tensor([[-100] * (len(row) // 2) + row[len(row) // 2 + 1 :]
+                             + [-100] * (width - len(row) + 1) for row in samples])
+        return {"input_ids": ids, "labels": told}
+
+    def weight(self, batch: dict[str, torch.Tensor]) -> float:
+        return float((batch["labels"] >= 0).sum())
+
+    def loss(self, model, batch: dict[str, torch.Tensor]):
+        logits, labels = model(batch["input_ids"]).logits, batch["labels"]
+        asked = labels >= 0
+        right = float((logits.argmax(-1) == labels)[asked].float().mean())
+        return F.cross_entropy(logits[asked], labels[asked], reduction="sum"), {"right": right}
+
+
+def repeated(kind: str, steps: int) -> dict[int, float]:
+    """The share of letters that a model says again, by the word's length."""
+    model, task, draw = build(kind, 2 * WORDS[-1] + 1), Repeat(), random.Random(3)
+    fit(model, task, Plan(steps=steps, batch=64, dtype="float32"),
+        Recipe(rate=3e-3, warmup=steps // 10, decay=0.0))
+    model.eval()
+    with torch.no_grad():
+        return {n: task.loss(model, task.batch([task.sample(0, draw, n) for _ in range(256)]))[1][
+            "right"] for n in WORDS}
 
 
 def learned(longest: int) -> list[int]:
@@ -100,7 +140,7 @@ def draw(results: dict, longest: int, out: str) -> None:
     import matplotlib
     matplotlib.use("Agg")
     from matplotlib import pyplot
-    figure, (left, right) = pyplot.subplots(1, 2, figsize=(11, 4.2))
+    figure, (left, right, words) = pyplot.subplots(1, 3, figsize=(14, 4.2))
     known = learned(longest)
     for number, (kind, found) in enumerate(results.items()):
         of = found["accuracy"]
@@ -110,7 +150,12 @@ def draw(results: dict, longest: int, out: str) -> None:
         arrives = found["gradient"]
         right.plot(list(arrives), [max(v, 1e-9) for v in arrives.values()],
                    color=line.get_color())
-    left.axhline(1 / 8, color="gray", linewidth=0.8, linestyle=":")
+        if "repeated" in found:
+            words.plot(WORDS, list(found["repeated"].values()), "o-", color=line.get_color(),
+                       markersize=4)
+    for axis in (left, words):
+        axis.axhline(1 / 8, color="gray", linewidth=0.8, linestyle=":")
+    words.set(xlabel="letters of the word", ylim=(0, 1.03), title="said again")
     left.set(xscale="log", xlabel="distance to the letter (dots: learned at)",
              ylabel="right answers", ylim=(0, 1.03))
     left.set_xscale("log", base=2)
@@ -137,9 +182,15 @@ def main() -> None:
         results[kind] = {"accuracy": of, "gradient": arrives}
         print(f"{kind:12}" + "".join(f"{v:6.2f}" for v in of.values())
               + f"{time.process_time() - began:9.0f}", flush=True)
+    print("gradient, of that at distance 1")
     for kind, found in results.items():
         print(f"{kind:12}" + "".join(f"  {d}: {found['gradient'][d]:.1e}"
                                      for d in learned(args.longest)))
+    print("letters    " + "".join(f"{n:>6}" for n in WORDS))
+    for kind in SPEAKERS:
+        results[kind]["repeated"] = repeated(kind, args.steps)
+        print(f"{kind:12}" + "".join(f"{v:6.2f}" for v in results[kind]["repeated"].values()),
+              flush=True)
     if args.out:
         draw(results, args.longest, args.out)
 

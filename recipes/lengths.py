@@ -1,6 +1,6 @@
 """Time and memory against length: what attention costs, and what a recurrence does.
 
-    python recipes/lengths.py [--lengths 256 512 1024 2048] [--out docs/pictures/lengths.png]
+    python recipes/lengths.py [--lengths 128 256 512 1024] [--out docs/pictures/lengths.png]
 
 One layer of width 64 reads one row, forward and backward. Beside the seconds and the peak of memory
 stands what theory says of each: operations a layer, steps that must wait for each other, and the
@@ -19,14 +19,15 @@ import torch
 from mirada import kernel
 from mirada.core.attention import Attention
 from mirada.core.context import Ctx
-from mirada.core.mask import Mask
+from mirada.core.mask import Mask, Strided
 from mirada.train import baselines
 
-D, HEADS, WINDOW = 64, 4, 64
-THEORY = {  # operations, sequential steps, longest path; n places, d wide, w seen
+D, HEADS = 64, 4
+DEARER = ("lstm", "rnn", "attention, strided")  # than full attention, up to some length
+THEORY = {  # operations, steps that wait, longest path; n places, d wide, k taps
     "attention, all weights kept": ("n² d", "1", "1"),
     "attention, in tiles": ("n² d", "1", "1"),
-    "attention, sliding window": ("n w d", "1", "n / w"),
+    "attention, strided": ("n √n d", "1", "2"),  # 1904.10509
     "lstm": ("n d²", "n", "n"),
     "rnn": ("n d²", "n", "n"),
     "convolutions": ("k n d²", "1", "log n"),
@@ -40,17 +41,19 @@ def layer(name: str):
         kind = "cnn" if name == "convolutions" else name
         body = baselines.build(kind, vocab=2, d=D, layers=4 if kind == "cnn" else 1).body
         return body, None
-    window = WINDOW if name.endswith("window") else None
-    attention = Attention(D, HEADS, mask=Mask(causal=True, window=window))
 
     def run(x):
-        return attention(x, Ctx(positions=torch.arange(x.shape[1])[None]))
+        n = x.shape[1]
+        few = (Strided(math.isqrt(n)),) if name.endswith("strided") else ()
+        attention.mask = Mask(causal=True, patterns=few)
+        return attention(x, Ctx(positions=torch.arange(n)[None]))
 
-    return run, {"attention, all weights kept": "exact", "attention, in tiles": "sdpa"}.get(name)
+    attention = Attention(D, HEADS)
+    return run, {"kept": "exact", "tiles": "sdpa", "strided": "sparse"}[name.split()[-1]]
 
 
 def once(name: str, length: int) -> tuple[float, float]:
-    """(seconds, peak megabytes above the start) of forward and backward, in a process of its own."""
+    """(seconds, peak megabytes above the start) there and back, in a process of its own."""
     context = multiprocessing.get_context("spawn")
     with context.Pool(1) as pool:
         return pool.apply(measured, (name, length))
@@ -106,7 +109,7 @@ def draw(seconds: dict, memory: dict, out: str) -> None:
                      label=f"{name}: {THEORY[name][0]}")
         axes[1].plot(list(found), [max(v, 0.1) for v in memory[name].values()], "o-", markersize=3)
     full = seconds["attention, all weights kept"]
-    for name in ("lstm", "attention, sliding window"):
+    for name in DEARER:
         at = crossover(full, seconds[name])
         if at is not None:
             axes[0].axvline(at, color="gray", linewidth=0.8, linestyle=":")
@@ -124,7 +127,7 @@ def draw(seconds: dict, memory: dict, out: str) -> None:
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("--lengths", type=int, nargs="+", default=[256, 512, 1024, 2048, 4096])
+    parser.add_argument("--lengths", type=int, nargs="+", default=[2**n for n in range(5, 12)])
     parser.add_argument("--out", help="a .png")
     args = parser.parse_args()
     seconds: dict[str, dict[int, float]] = {}
@@ -138,7 +141,7 @@ def main() -> None:
         print(f"{name:28}" + "".join(f"{1000 * s:8.1f}/{m:5.1f}" for s, m in found.values())
               + f"   {', '.join(theory)}; time grows by n^{slope(seconds[name]):.1f}", flush=True)
     full = seconds["attention, all weights kept"]
-    for name in ("lstm", "attention, sliding window", "attention, in tiles"):
+    for name in DEARER:
         at = crossover(full, seconds[name])
         print(f"attention with all weights kept is dearer than {name} "
               + (f"from {at:.0f} places on" if at else "at none of these lengths, or at all"))

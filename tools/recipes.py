@@ -3,8 +3,9 @@
     python tools/recipes.py [NAME ...]
 
 Each is a mirada command on the data that recipes/data.py fetches. Labels are measured by accuracy
-on a test file, language models by bits a byte of a held-out text, translators by chrF; beside each
-figure stands what it has to beat. Exit code 1: a figure is missed by more than its band.
+on a test file, chat by its answers' perplexity there, language models by bits a byte of a held-out
+text, translators by chrF; beside each figure stands what it has to beat. Exit code 1: a figure is
+missed by more than its band.
 """
 
 import csv
@@ -42,7 +43,7 @@ def accuracy(recipe: dict, words: list[str], out: Path) -> tuple[float, dict[str
 def bits_per_byte(recipe: dict, words: list[str], out: Path) -> tuple[float, dict[str, float]]:
     """Against gzip, and the model's own tokens by how often they stand in the text it learned."""
     from mirada import load
-    from mirada.tasks.score import perplexity
+    from mirada.tasks import score
     mirada(words, out)
     model = load(out / "model")
     text, learned = ((HERE / "data" / recipe[name]).read_text() for name in ("test", "text"))
@@ -51,8 +52,17 @@ def bits_per_byte(recipe: dict, words: list[str], out: Path) -> tuple[float, dic
     ids, known = (model.tokenizer.encode(one, special=False).ids for one in (text, learned))
     count, whole = Counter(known), len(known) + model.tokenizer.size
     alone = -sum(math.log2((count[i] + 1) / whole) for i in ids) / size
-    return perplexity(model, text).bits_per_byte, {
+    return score.perplexity(model, text).bits_per_byte, {
         "gzip": 8 * len(gzip.compress(text.encode(), 9)) / size, "unigrams": alone}
+
+
+def perplexity(recipe: dict, words: list[str], out: Path) -> tuple[float, dict[str, float]]:
+    """Of the answers, against the model as it was."""
+    from mirada import load
+    from mirada.tasks import examples, tune
+    rows = examples.read(HERE / words[words.index("--test") + 1], "chat").rows
+    before = tune.measure(load(words[1]), "chat", rows)["perplexity"]
+    return mirada(words, out)["metrics"]["test"]["perplexity"], {"before": before}
 
 
 def chrf(recipe: dict, words: list[str], out: Path) -> tuple[float, dict[str, float]]:
@@ -78,7 +88,8 @@ def _labels(row: dict) -> list[str]:
     return row.get("tags") or [row["label"]]
 
 
-MEASURES = {"accuracy": accuracy, "bits_per_byte": bits_per_byte, "chrf": chrf}
+MEASURES = {"accuracy": accuracy, "bits_per_byte": bits_per_byte, "chrf": chrf,
+            "perplexity": perplexity}
 
 
 def main(names: list[str]) -> int:

@@ -123,6 +123,8 @@ def test_what_it_writes_we_read(row, tmp_path):
     ours = mirada.edit.load_adapter(plain, folder)
     theirs = reference(tmp_path / "plain", tensors, config)
     assert (logits(ours) - logits(theirs)).abs().max() < 1e-9
+    lows = [site.adapters["default"] for site in ours.adapters.sites.values()]
+    assert len({id(low.a) for low in lows}) == len(tensors) // 2  # one A a module of the reference
     # and back again: the same numbers under the same names
     mirada.edit.save_adapter(ours, tmp_path / "again")
     again, said = files(tmp_path / "again")
@@ -324,6 +326,7 @@ GOOD = {"peft_type": "LORA", "r": 2, "lora_alpha": 4}
     (GOOD | {"use_dora": True}, NAME, (2, 64, 64), "use_dora: asks for more"),
     (GOOD | {"bias": "all"}, NAME, (2, 64, 64), "bias: must be \"none\""),
     (GOOD | {"lora_alpha": "4"}, NAME, (2, 64, 64), "lora_alpha: '4' is not a number"),
+    (GOOD | {"lora_dropout": 1.0}, NAME, (2, 64, 64), "lora_dropout: 1.0 is not below 1"),
     (GOOD | {"alpha_pattern": {"(a+)+$": 3}}, NAME, (2, 64, 64), "must be a module's name"),
     (GOOD, "model.layers.7.self_attn.q_proj", (2, 64, 64), "belongs to no projection"),
     (GOOD, NAME, (2, 63, 64), "do not fit blocks.0.attn.f.q"),

@@ -217,6 +217,20 @@ def test_two_callers_at_once(program):
     assert all(torch.equal(f, a) for f, a in zip(found, alone, strict=True))
 
 
+def test_threads_come_and_go(program):
+    """More of them than cores, then fewer, who try out how many are best in short steps."""
+    text = torch.randint(0, 1024, (100,)).tolist()
+
+    def written(threads: int) -> torch.Tensor:
+        rows = Rows(program)
+        rows.native.threads = threads
+        return torch.stack([rows([text]), *(rows([[n]]) for n in range(24))])
+
+    alone = written(1)
+    for threads in (6, 2, 9, 1, 3):
+        assert torch.equal(written(threads), alone), threads
+
+
 def test_a_forked_child_has_threads_of_its_own():
     code = """
 import os, torch, mirada

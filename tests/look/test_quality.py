@@ -79,6 +79,8 @@ def test_mistakes_are_said(model, tmp_path):
         quality(model, mirada.build("gpt2", "tiny", vocab=40000), TEXT)
     (tmp_path / "there").mkdir()
     for to, out, words in (("int8", "there", "there already"), ("nf4", "m.gguf", "GGUF has no nf4"),
+                           ("nf4d", "m.gguf", "GGUF has no nf4d"),
+                           ("U4", "m.gguf", "GGUF has no U4"),
                            ("Q4_K", "folder", "safetensors has no Q4_K"),
                            ("int3", "folder", "'int3' is no type")):
         with pytest.raises(MiradaError, match=words):

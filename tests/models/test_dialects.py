@@ -164,6 +164,16 @@ def test_an_encoder_without_its_pooler(tmp_path):
         assert "pooler_output" not in again(IDS) and "pooler_output" in model(IDS)
 
 
+def test_roberta_is_written_as_bert(tmp_path):
+    model = mirada.build("roberta", "tiny", seed=3, architecture="RobertaModel")
+    again = mirada.load(mirada.save(model, tmp_path / "m.gguf"))
+    assert again.architecture == "BertModel" and again.context == model.context
+    assert again.body.embed.position.weight.shape[0] == model.context
+    ours, theirs = model(IDS), again(IDS)
+    assert all(torch.equal(ours[name], theirs[name]) for name in ("last_hidden_state",
+                                                                  "pooler_output"))
+
+
 def test_factors_of_rotation_are_written(tmp_path):
     model = build("llama", rope="llama3", rope_factor=8.0, rope_low=1.0, rope_high=4.0,
                   rope_original=32)

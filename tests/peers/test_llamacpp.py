@@ -120,9 +120,10 @@ def test_every_decoder_of_random_weights(name, tmp_path):
     assert (torch.tensor(found) - logits).abs().max() < 3e-3 * logits.std()
 
 
-@pytest.mark.parametrize("name", ["bert", "modern-bert"])
+@pytest.mark.parametrize("name", ["bert", "modern-bert", "roberta"])
 def test_every_encoder_of_random_weights(name, tmp_path):
-    model = shaken(name)
+    model = mirada.build("roberta", "tiny", seed=3, architecture="RobertaModel") if (
+        name == "roberta") else shaken(name)
     found = encoded(mirada.save(model, tmp_path / "m.gguf"), IDS)
     ours = model(torch.tensor([IDS]))["last_hidden_state"][0]
     assert (found - ours).abs().max() < 3e-3 * ours.std()
@@ -143,14 +144,14 @@ def test_an_encoder_decoder_of_random_weights(changes, tmp_path):
 
 @pytest.mark.parametrize("type, least", [("F32", 0.99999), ("Q8_0", 0.999)])
 def test_a_real_sentence_encoder(type, least, real, tmp_path):
-    """llama.cpp's GELU is the tanh one, from a table in float16."""
+    """llama.cpp's GELU is the tanh one, from a table in float16; beside blocks it rounds
+    activations to 8 bits."""
     model = mirada.load(real("minilm"), dtype=torch.float32)
     ids = model.tokenizer.encode("Nobody expects the Spanish inquisition.").ids
     found = encoded(mirada.save(model, tmp_path / "m.gguf", type=type), ids).mean(0)
-    small = mirada.load(tmp_path / "m.gguf")
-    for reader, bar in ((model, least), (small, 0.9999)):
+    for reader in (model, mirada.load(tmp_path / "m.gguf")):
         ours = reader(torch.tensor([ids]))["last_hidden_state"][0].mean(0)
-        assert torch.cosine_similarity(found, ours, 0) > bar
+        assert torch.cosine_similarity(found, ours, 0) > least
 
 
 @pytest.mark.parametrize("type", ["F16", "BF16", "Q8_0", "Q4_0", "Q4_1", "Q4_K", "Q5_K", "Q6_K"])

@@ -37,16 +37,14 @@ def branches() -> dict[str, ast.Module]:
 @pytest.mark.parametrize("beta", [0.05, 0.1, 1.0])
 def test_the_losses_are_trl_s(kind, beta):
     torch.manual_seed(0)
-    now, then = torch.randn(2, 16, dtype=torch.float64) * 9, torch.randn(2, 16).double() * 9
-    lengths = torch.randint(1, 9, (16,))
-    scores = (now - then).flatten()
-    mask = (torch.arange(9)[None] < lengths[:, None].repeat(2, 1)[:16]).long().repeat(2, 1)
-    chosen, rejected = scores.chunk(2)
+    now, then = torch.randn(2, 32, dtype=torch.float64) * 9
+    chosen, rejected = (now - then).chunk(2)
+    lengths = torch.randint(1, 9, (32,))
+    mask = (torch.arange(9) < lengths[:, None]).long()
     told = SimpleNamespace(beta=beta, label_smoothing=0.0)
     names = {"self": told, "torch": torch, "F": F, "completion_mask": mask,
              "chosen_scores": chosen, "rejected_scores": rejected,
              "delta_score": chosen - rejected}
     exec(compile(branches()[kind], "trl", "exec"), names)
-    ours = chosen / mask.sum(1)[:16] - rejected / mask.sum(1)[16:] if kind == "ipo" else (
-        chosen - rejected)
+    ours = chosen / lengths[:16] - rejected / lengths[16:] if kind == "ipo" else chosen - rejected
     assert torch.allclose(LOSSES[kind](ours, beta), names["per_sequence_loss"], atol=1e-12)

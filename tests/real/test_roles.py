@@ -59,6 +59,7 @@ def test_the_head_that_maps_atoms(mapper):
 
 
 @pytest.mark.slow
+@pytest.mark.scope("1.1.11")
 def test_it_is_verified_by_cutting(mapper):
     model, report = mapper
     claimed = [v.score for v in report.verdicts]

@@ -8,7 +8,7 @@ import tokenizers
 import torch
 
 from mirada.errors import MiradaError, UntrustedInputError
-from mirada.text import Tokenizer, readers, spec, spm
+from mirada.text import Tokenizer, guard, metadata, readers, spec, spm
 from text import vocabularies as v
 
 transformers = pytest.importorskip("transformers")
@@ -155,6 +155,23 @@ def test_deberta(tmp_path):
         assert ours.encode(text).ids == [1, *reference.encode(text), 2], text
     assert (ours.mask_id, ours.cls_id, ours.sep_id) == (mask, 1, 2)
     assert ours.encode("a", "b").type_ids[-1] == 1
+
+
+@pytest.mark.parametrize("change", [
+    {}, {"unk_token": "a", "fuse_unk": True}, {"byte_fallback": True, "ignore_merges": True},
+    {"end_of_word_suffix": "</w>"},
+])
+def test_bpe_is_what_its_json_says(smollm, change):
+    """Vocabulary and merges reach the library as they are, in no JSON; it holds the same."""
+    said, _ = metadata.describe(smollm)
+    said["model"] |= change
+    said["normalizer"] = {"type": "NFC"}
+    said["added_tokens"].append({"id": 49_152, "content": "<new>", "lstrip": True,
+                                 "single_word": True})
+    said["model"]["merges"] = [" ".join(pair) for pair in said["model"]["merges"]]
+    text = json.dumps(guard.check(said, "here"), ensure_ascii=False)
+    reference = tokenizers.Tokenizer.from_str(text)
+    assert json.loads(Tokenizer(said)._library.to_str()) == json.loads(reference.to_str())
 
 
 def test_gguf_of_a_real_model(smollm):

@@ -140,7 +140,7 @@ def student(tokenizer):
     return toys.model("distilbert:tiny", tokenizer, "DistilBertForMaskedLM", **SMALL)
 
 
-@pytest.mark.scope("1.5.4", "1.12.10")
+@pytest.mark.scope("1.5.4")
 def test_the_three_terms_are_distilberts(corpus, tokenizer, teacher):
     model, wise = student(tokenizer).double(), mirada.build(
         "bert", architecture="BertForMaskedLM", seed=4, dtype=torch.float64,
@@ -175,7 +175,7 @@ def test_a_student_begins_with_every_other_block(tokenizer, teacher):
         distill.begin(teacher, model)
 
 
-@pytest.mark.scope("1.5.4", "1.12.10")
+@pytest.mark.scope("1.5.4")
 def test_a_taught_student_knows_more_than_one_alone(corpus, tokenizer, teacher):
     plan, recipe = Plan(steps=60, batch=32, dtype="float32"), Recipe(rate=3e-3, warmup=5)
     alone, taught = student(tokenizer), student(tokenizer)

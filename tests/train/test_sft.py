@@ -3,9 +3,12 @@
 import pytest
 import torch
 import torch.nn.functional as F
+from safetensors.torch import load_file
 
 import mirada
 from generate import words
+from mirada.cli import main
+from mirada.core.linear import Quantized
 from mirada.errors import MiradaError
 from mirada.text import Tokenizer
 from mirada.train import config, order
@@ -158,3 +161,33 @@ def test_a_run_by_its_name(tmp_path):
     config.create(wrong, tmp_path / "wrong")
     with pytest.raises(MiradaError, match="needs the columns prompt and answer"):
         config.open_run(tmp_path / "wrong")
+
+
+@pytest.mark.parametrize("name", ["answers", "preferences"])
+def test_an_adapter_from_a_file(name, tmp_path):
+    """QLoRA by mirada train: stopped, begun again, and the adapter that it leaves."""
+    mirada.save(tiny(), tmp_path / "model")
+    (tmp_path / "rows.jsonl").write_text(
+        '{"prompt": "Hi", "answer": "Yes", "chosen": "Yes", "rejected": "No"}\n' * 4)
+    (tmp_path / "run.toml").write_text(
+        f'model = "model"\ndata = "rows.jsonl"\nobjective = "{name}"\nlength = 40\n'
+        '[adapter]\nrank = 2\nalpha = 4\ntargets = ["q", "v"]\nquantize = "nf4d"\n'
+        '[plan]\nsteps = 4\nbatch = 2\nsave = 1\n[recipe]\nrate = 0.01\n')
+    words = ["train", str(tmp_path / "run.toml"), "--out"]
+    assert main([*words, str(tmp_path / "whole")]) == 0
+    run = config.read(tmp_path / "run.toml", {})
+    config.create(run, tmp_path / "parts")
+    _, model, objective = config.open_run(tmp_path / "parts")
+    assert [m.type for m in model.modules() if isinstance(m, Quantized)] == ["NF4D"] * 12
+    fit(model, objective, run.whole_plan(), run.whole_recipe(), out=str(tmp_path / "parts"),
+        watch=lambda line: line["step"] == 2)
+    assert main(["train", "--resume", str(tmp_path / "parts")]) == 0
+    one, two = (load_file(tmp_path / out / "adapter/adapter_model.safetensors")
+                for out in ("whole", "parts"))
+    assert one.keys() == two.keys() and all(torch.equal(one[n], two[n]) for n in one)
+    assert any(t.any() for n, t in one.items() if "lora_B" in n)
+    assert not (tmp_path / "whole/model").exists()
+    with pytest.raises(MiradaError, match="an adapter is tuned on a model that was trained"):
+        config.Run("gpt2:tiny", ("x.txt",), adapter={"rank": 2})
+    with pytest.raises(MiradaError, match="argument 'rnk'; mirada.edit.lora says"):
+        config._adapted(config.Run("x", ("x.txt",), adapter={"rnk": 2}), tiny())

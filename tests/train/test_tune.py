@@ -430,3 +430,18 @@ def test_parts_of_speech_have_no_spans(base, tmp_path):
     found = tune(base, "ner", data, test=other, epochs=6, **FAST).metrics
     assert found["held_out"].keys() == {"accuracy"} and found["held_out"]["accuracy"] > 0.95
     assert found["test"]["accuracy"] == 0.5
+
+
+def test_dropout_is_on_in_training_only_and_the_model_given_stays():
+    model = mirada.build("bert:tiny", seed=0)
+    dropped = mirada.edit.dropout(model, 0.5)
+    ids = torch.arange(5, 15)[None]
+    with torch.no_grad():
+        same = model(input_ids=ids).logits
+        assert torch.equal(dropped(input_ids=ids).logits, same)
+        assert not torch.equal(dropped.train()(input_ids=ids).logits, same)
+        assert torch.equal(model.train()(input_ids=ids).logits, same)
+        assert torch.equal(mirada.edit.dropout(dropped, 0)(input_ids=ids).logits, same)
+    assert dropped.body.embed.token.weight is model.body.embed.token.weight
+    with pytest.raises(MiradaError, match="from 0 to below 1"):
+        mirada.edit.dropout(model, 1.0)

@@ -91,6 +91,17 @@ def test_blocks_are_a_private_view(tmp_path):
     assert (tmp_path / "m.gguf").read_bytes() == before
 
 
+def test_forgotten_pages_are_read_again(tmp_path):
+    written(tmp_path / "m.gguf")
+    with GGUF(tmp_path / "m.gguf") as model:
+        model.forget()  # nothing was read yet
+        rows = model.blocks("a")
+        before = rows.clone()
+        rows[0, 0] = 255 - rows[0, 0]
+        model.forget()
+        assert torch.equal(rows, before)  # from the file
+
+
 def test_a_missing_tensor_is_named(tmp_path):
     written(tmp_path / "m.gguf")
     with GGUF(tmp_path / "m.gguf") as model, pytest.raises(UntrustedInputError, match="output"):

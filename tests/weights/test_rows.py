@@ -9,10 +9,12 @@ from mirada.errors import MiradaError
 from mirada.weights.rows import (
     SAME,
     TRANSPOSED,
+    Behind,
     Interleaved,
     RotaryPairs,
     Shaped,
     Split,
+    Stacked,
     Weights,
 )
 
@@ -38,6 +40,8 @@ def test_operations_are_inverses(heads, width, columns, parts, biases):
     there_and_back(SAME, [made(rows), made(3)])
     assert there_and_back(TRANSPOSED, [made(rows)])[0].shape == (*tail, rows)
     assert len(there_and_back(Split(parts), [made(parts * width)])) == parts
+    assert len(there_and_back(Stacked(), [made(parts)[:, None]])) == parts
+    assert len(there_and_back(Behind(width), [made(rows)])[0]) == width + rows
     sizes = (width, heads, 1)
     cut = there_and_back(Split(3, sizes), [made(sum(sizes))])
     assert [len(t) for t in cut] == list(sizes)

@@ -107,7 +107,7 @@ def _next(model: str, back: int = 0) -> Path:
 
 
 def _train(folder: Path, run, model, objective, every: int, shared=None):
-    from mirada import registry
+    from mirada import edit, registry
     from mirada.train import checkpoint, config, loop, memory, objectives, terminal
     from mirada.train.log import CHECKPOINTS
     memory.keep_freed()
@@ -135,15 +135,19 @@ def _train(folder: Path, run, model, objective, every: int, shared=None):
                           world=shared)
     finally:
         view.close()
-    made = folder / "model"
+    made = folder / ("adapter" if run.adapter else "model")
     if result.reason == "done" and not made.exists() and (shared is None or shared.lead):
         if shared is not None:  # this process holds a piece of each weight, the checkpoint all
             _, model, _ = config.open_run(folder)
             held = checkpoint.newest(folder / CHECKPOINTS)
             checkpoint.put({n: p for n, p in model.named_parameters() if p.requires_grad},
-                           held.tensors["weights.safetensors"], folder)
-        registry.save(objectives.kept(model), made)
-    return Told(folder, plan.steps, result)
+                           held.tensors["ema.safetensors" if plan.ema else "weights.safetensors"],
+                           folder)
+        if run.adapter:
+            edit.save_adapter(model, made)
+        else:
+            registry.save(objectives.kept(model), made)
+    return Told(folder, plan.steps, result, made)
 
 
 def _written(model) -> str:
@@ -159,15 +163,15 @@ def _written(model) -> str:
 class Told:
     """What a run came to."""
 
-    def __init__(self, folder: Path, steps: int, result):
-        self.folder, self.steps, self.result = folder, steps, result
+    def __init__(self, folder: Path, steps: int, result, made: Path):
+        self.folder, self.steps, self.result, self.made = folder, steps, result, made
 
     def data(self) -> dict:
         from mirada.train.log import history
         lines = history(self.folder)
         return {"run": str(self.folder), "step": self.result.step, "steps": self.steps,
                 "reason": self.result.reason, "loss": lines[-1]["loss"] if lines else None,
-                "model": str(self.folder / "model") if self.result.reason == "done" else None}
+                "model": str(self.made) if self.result.reason == "done" else None}
 
     def __str__(self) -> str:
         said = self.data()

@@ -4,6 +4,7 @@ import importlib
 
 _HOMES = {  # public name -> the file that holds it; nothing is imported until it is used
     "lora": "lowrank", "merge": "lowrank", "merge_error": "lowrank", "freeze": "frozen",
+    "dropout": "rates",
     "save_adapter": "adapter", "load_adapter": "adapter",
     "prompt": "soft", "save_prompt": "soft", "load_prompt": "soft",
     "packed": "ordered", "quantize": "small",

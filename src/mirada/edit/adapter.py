@@ -10,7 +10,7 @@ from __future__ import annotations
 import copy
 import math
 import re
-from collections.abc import Sequence
+from itertools import accumulate
 from pathlib import Path
 
 import torch
@@ -107,28 +107,32 @@ def load_adapter(model: Model, path, name: str | None = None, *, train: bool = F
     if name is None:
         name = folder.name if "default" in model.adapters.names else "default"
     other = prepared(model, name)
+    modules = {n: _base(m) for n, m in plain_modules(other).items()}
     file = inside(folder, "adapter_model.safetensors", where)
     with tensorfile.open_file(file) as held:
         left = {key.removeprefix(PREFIX): held.get(key) for key in held.names()}
-    dropout = _number(config, "lora_dropout", 0.0, where)
+    made: dict[str, nn.Module] = {}  # path -> the adapter of what stands there
     for step in registry.steps(other):
         for module, ours in _modules(step):
             a, b = left.pop(module + A, None), left.pop(module + B, None)
             if a is not None and b is not None and a.ndim == b.ndim == 2 and len(a):
                 rank = math.sqrt(len(a)) if config.get("use_rslora") else len(a)
                 scale = _alpha(config, module, where) / rank
-                _put(other, step, ours, name, (a, b, scale, dropout), file)
-        if any(file in left for file in step.files):
-            _put_whole(other, step, name, left, file)
+                made |= _lows(step, {path: modules[path] for path in ours}, a, b, scale,
+                              _dropout(config, where), file)
+        if any(key in left for key in step.files):
+            check_alone(other, [path.rpartition(".")[0] for path in step.ours])
+            _whole(step, modules, made, left, file)
     if left:
         raise UntrustedInputError(file, f"tensor {min(left)!r}", "belongs to no projection of "
                                   f"{model.architecture}; was the adapter made for another model?")
-    if name not in other.adapters.names:
+    if not made:
         raise UntrustedInputError(file, "tensors", "there are none")
+    wide = torch.promote_types(model.dtype, torch.float32)
+    for path, site in adapt(other, list(made)).items():
+        new = made[path].to(wide) if isinstance(made[path], Low) else made[path]
+        site.take(name, new.to(model.device).requires_grad_(train))
     other.adapters.use(name)
-    for site in other.adapters.sites.values():
-        if name in site.adapters:
-            site.adapters[name].requires_grad_(train)
     return other
 
 
@@ -158,17 +162,14 @@ def _base(module: nn.Module) -> nn.Module:
 def _joined(step: Step, bases: list, parts: list) -> tuple[Tensor, Tensor, float]:
     """A (R, in), B (out, R) and the scale of our parts' changes as one of the whole tensor."""
     low = [part for part in parts if part is not None]
-    scale, first = low[0].scale, {}  # id of an A -> its first column of B
-    for part in low:
-        if id(part.a) not in first:
-            first[id(part.a)] = sum(len(p.a) for p in {id(p.a): p for p in low}.values()
-                                    if id(p.a) in first)
-    a = torch.cat([p.a.detach() for p in {id(p.a): p for p in low}.values()])
-    rows = []
+    every = list({id(part.a): part.a.detach() for part in low}.values())
+    starts = accumulate([0, *map(len, every)])
+    columns = dict(zip({id(part.a): None for part in low}, starts, strict=False))
+    a, scale, rows = torch.cat(every), low[0].scale, []
     for base, part in zip(bases, parts, strict=True):
         b = a.new_zeros(base.out_features, len(a))
         if part is not None:
-            at = first[id(part.a)]
+            at = columns[id(part.a)]
             b[:, at : at + len(part.a)] = part.b.detach() * (part.scale / scale)
         rows.append(b)
     b = step.op.save(rows)[0]
@@ -222,37 +223,38 @@ def _alpha(config: dict, module: str, where: Path) -> float:
     return _number(config, "lora_alpha", 8.0, where)
 
 
-def _put(model: Model, step: Step, ours: Sequence[str], name: str,
-         held: tuple[Tensor, Tensor, float, float], file: Path) -> None:
-    """Give our parts their shares of one adapter of the file."""
-    a, b, scale, dropout = held
-    bases = [_base(plain_modules(model)[path]) for path in ours]
-    sizes = [(getattr(m, "out_features", 0), getattr(m, "in_features", 0)) for m in bases]
+def _dropout(config: dict, where: Path) -> float:
+    found = _number(config, "lora_dropout", 0.0, where)
+    if found >= 1:
+        raise UntrustedInputError(where, "lora_dropout", f"{found} is not below 1")
+    return found
+
+
+def _lows(step: Step, bases: dict[str, nn.Module], a: Tensor, b: Tensor, scale: float,
+          dropout: float, file: Path) -> dict[str, Low]:
+    """Our parts' shares of one adapter of the file, by their paths."""
+    sizes = [(getattr(m, "out_features", 0), getattr(m, "in_features", 0)) for m in bases.values()]
     if (len(b), a.shape[1]) != (sum(out for out, _ in sizes), sizes[0][1]) or b.shape[1] != len(a):
         raise UntrustedInputError(file, f"tensor of {step.files[0]!r}", f"A {tuple(a.shape)} and B "
-                                  f"{tuple(b.shape)} do not fit {ours[0]}, {sizes[0]}")
-    dtype = torch.promote_types(model.dtype, torch.float32)
-    shared = nn.Parameter(a.to(model.device, dtype))
+                                  f"{tuple(b.shape)} do not fit {next(iter(bases))}, {sizes[0]}")
     parts = step.op.load([b.transpose(0, -1) if _transposed(step) else b])
-    for site, part in zip(adapt(model, ours).values(), parts, strict=True):
-        own = nn.Parameter(part.to(model.device, dtype).contiguous())
-        site.take(name, Low(shared, own, scale, dropout))
+    shared = nn.Parameter(a)  # a Parameter stays itself when a module changes its dtype
+    return {path: Low(shared, nn.Parameter(part.contiguous()), scale, dropout)
+            for path, part in zip(bases, parts, strict=True)}
 
 
-def _put_whole(model: Model, step: Step, name: str, left: dict[str, Tensor], file: Path) -> None:
-    """Give the model's parts that trained whole their tensors of the file."""
-    missing = [file for file in step.files if file not in left]
+def _whole(step: Step, modules: dict[str, nn.Module], made: dict[str, nn.Module],
+           left: dict[str, Tensor], file: Path) -> None:
+    """Put the file's tensors into copies of the parts that trained whole."""
+    missing = [key for key in step.files if key not in left]
     if missing:
         raise UntrustedInputError(file, f"tensor {missing[0]!r}", "is missing beside its like")
-    check_alone(model, [path.rpartition(".")[0] for path in step.ours])
-    parts = step.op.load([left.pop(file) for file in step.files])
+    parts = step.op.load([left.pop(key) for key in step.files])
     for path, tensor in zip(step.ours, parts, strict=True):
         place, _, last = path.rpartition(".")
-        site = adapt(model, [place])[place]
-        if name not in site.adapters:
-            site.take(name, copy.deepcopy(site.base))
-        old = site.adapters[name].get_parameter(last)
+        module = made.setdefault(place, copy.deepcopy(modules[place]))
+        old = module.get_parameter(last)
         if old.shape != tensor.shape:
             raise UntrustedInputError(file, f"tensor {step.files[0]!r}", f"is {tuple(tensor.shape)}"
                                       f", and {path} {tuple(old.shape)}")
-        setattr(site.adapters[name], last, nn.Parameter(tensor.to(old)))
+        setattr(module, last, nn.Parameter(tensor.to(old)))

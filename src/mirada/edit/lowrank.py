@@ -191,7 +191,7 @@ def merge(model: Model) -> Model:
     other.origin = replace(other.origin, edits=tuple(
         said for said in other.origin.edits if said != CARRIES))
     replaced(other, {site: site.merged(other.dtype) for site in other.adapters.sites.values()})
-    return other
+    return frozen(other)
 
 
 @torch.no_grad()

@@ -37,7 +37,7 @@ def recompute(model: Model) -> Model:
         first = stack.order[0] if stack.order.count(stack.order[0]) == 1 else None
         for place, block in enumerate(stack.blocks):
             if place != first and not isinstance(block, Recomputed):
-                block.__class__ = _recomputed(type(block))
+                block.__class__ = _recomputed(type(block))  # type: ignore[arg-type]
     return other
 
 

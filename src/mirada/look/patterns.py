@@ -3,6 +3,7 @@ float32 or wider, in tiles, and a score taken apart."""
 
 from __future__ import annotations
 
+from collections import UserDict
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, replace
 
@@ -276,7 +277,7 @@ def in_order(mask: Mask, S: int) -> Mask:
     if padding is not None:
         padding = padding[:, :S]
     start = int(torch.as_tensor(mask.start).reshape(-1)[0])
-    return replace(mask, start=start, slots=None, padding=padding, memo={})
+    return replace(mask, start=start, slots=None, padding=padding, memo=UserDict())
 
 
 def first(t: Taken) -> int:

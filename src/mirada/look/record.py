@@ -8,6 +8,7 @@ are checked against it, so that the pattern shown is known to be the pattern use
 
 from __future__ import annotations
 
+from collections import UserDict
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
@@ -441,7 +442,7 @@ def _by_index(mask: Mask, T: int, S: int, grows: bool) -> Mask:
     as it is where rows have different lengths."""
     start = torch.as_tensor(mask.start).reshape(-1)
     if (start != start[0]).any():
-        return replace(mask, memo={})
+        return replace(mask, memo=UserDict())
     return in_order(mask, int(start[0]) + T if grows else S)
 
 

@@ -10,6 +10,7 @@ from pathlib import Path
 from mirada import registry
 from mirada.edit.small import quantize, type_of
 from mirada.errors import MiradaError
+from mirada.kernels.blocks import GGML
 from mirada.look.describe import size
 from mirada.look.quality import Quality, quality
 from mirada.weights.packed import OURS
@@ -47,7 +48,7 @@ def shrink(model, to: str, out, *, tables: str | None = None, skip: Iterable[str
         raise MiradaError(f"{out} is there already; nothing was written. Choose another name")
     if out.suffix == ".gguf":
         to, tables = ("Q8_0" if type == "I8" else to), tables or TABLES
-        if type in OURS[1:]:
+        if type != "I8" and type not in GGML:
             raise MiradaError(f"GGUF has no {to}: take int4 or a type of GGUF's, or let the output "
                               "be a folder")
     elif type not in OURS:

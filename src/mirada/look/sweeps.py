@@ -26,6 +26,8 @@ from mirada.look import draw, intervene, record, sites
 TOKENS = 2048  # that run side by side; more cost memory and are no faster
 NULL = 32  # heads that an effect is compared with, or all others if they are fewer
 GRIDS = ("head_out", "attn", "cross", "mlp", "resid")
+DONE = {"mean": "replaced by its mean", "zero": "set to zero", "patch": "patched",
+        "resample": "taken from another row", "scale": "scaled"}
 CAUTION = ("A change shows what this model's answer owes to a place as things stand. Little may "
            "mean that others step in (see backup); much, that nothing alike was ever seen.")
 Metric = Callable[[Any], Tensor]
@@ -149,7 +151,7 @@ class Sweep:
         figure = draw.canvas(min(max(0.4 * N + 2, 4), 16), min(max(0.26 * L + 1.4, 2.6), 12))
         what = {"head_out": "head", "resid": "position"}.get(self.site, self.site)
         across = what.capitalize() if N > 1 else ""
-        axes = draw.dressed(figure.subplots(), f"What {self.op} does, each {what}", across, "Layer")
+        axes = draw.dressed(figure.subplots(), f"Each {what} {DONE[self.op]}", across, "Layer")
         most = self.mean.abs().max().item() or 1.0
         picture = axes.imshow(self.mean.cpu().numpy(), cmap="PuOr_r", vmin=-most, vmax=most,
                               aspect="auto")

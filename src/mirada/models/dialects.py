@@ -47,6 +47,12 @@ def _segments(reader, raw: dict) -> dict:
     return {"type_vocab_size": reader.shape("token_types.weight")[0]}
 
 
+def _positions(raw: dict) -> dict:
+    """RoBERTa's table begins with rows, to the pad's, that no token reads and GGUF leaves out."""
+    unread = raw["pad_token_id"] + 1 if raw["model_type"] in BEHIND else 0
+    return {"context_length": raw["max_position_embeddings"] - unread}
+
+
 def _text_to_text(reader, raw: dict) -> dict:
     """The gate shows in the tensors; a file that names no pad or end means the usual ones."""
     gated = "enc.blk.0.ffn_gate.weight" in reader.names()
@@ -72,6 +78,7 @@ def _depths(raw: dict) -> dict:
     return {}
 
 
+BEHIND = ("roberta", "xlm-roberta", "camembert")
 PATTERN = "attention.sliding_window_pattern"
 WINDOW = {"attention.sliding_window": "sliding_window"}
 GEMMA = {"hidden_act": TANH, "attention_bias": (False,), "tie_word_embeddings": (True,)}
@@ -125,7 +132,8 @@ DIALECTS = {
     "bert": Dialect("BertModel", "bert", {
         **{key: name for key, name in HF.items() if "kv" not in key}, EPS: "layer_norm_eps"}, {
         "hidden_act": ("gelu", *TANH)}, rotary=False, rows=ggufrows.encoder, reads=_segments,
-        constant={"attention.causal": False, "pooling_type": 1}),  # mean
+        writes=_positions, constant={"attention.causal": False, "pooling_type": 1},  # mean
+        also=("RobertaModel", "XLMRobertaModel", "CamembertModel")),
     "modern-bert": Dialect("ModernBertModel", "modernbert", {
         **{key: name for key, name in HF.items() if "kv" not in key}, EPS: "norm_eps",
         "attention.sliding_window": "local_attention", PATTERN: "sliding_window_pattern",

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from mirada.models import gguf
-from mirada.weights.rows import SAME, RotaryPairs, Shifted, Split, Stacked, Weights
+from mirada.weights.rows import SAME, Behind, RotaryPairs, Shifted, Split, Stacked, Weights
 
 
 def decoder(dialect, c) -> Weights:
@@ -54,7 +54,7 @@ def encoder(dialect, c) -> Weights:
     return Weights([
         ("token_embd.weight", "embed.token.weight"), ("token_embd_norm.{p}", "embed.norm.{p}"),
         ("token_types.weight", "embed.segment.weight"),
-        ("position_embd.weight", "embed.position.weight"),
+        ("position_embd.weight", "embed.position.weight", Behind(getattr(c, "pad", -1) + 1)),
         *((f"blk.{{i}}.attn_{n}.{{p}}", f"blocks.{{i}}.attn.f.{n}.{{p}}") for n in "qkv"),
         ("blk.{i}.attn_output.{p}", "blocks.{i}.attn.f.o.{p}"), *_mlp(),
         ("blk.{i}.attn_output_norm.{p}", "blocks.{i}.attn.out.{p}"),

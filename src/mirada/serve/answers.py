@@ -92,7 +92,8 @@ def topk(run: Run, query: Query, stack: str, layer: int) -> bytes:
     heads, rows = query.span("heads", H, inclusive=True), query.span("rows", T)
     k = min(query.number("k", 32, 1, 256), S)
     check_size(len(heads) * len(rows) * k, "f32", "ask for fewer rows=, heads= or a smaller k=")
-    weights, keys, rest = tape.topk(layer, k, list(heads), rows, stack)
+    some = None if len(rows) == T else rows  # all of them are made in tiles, never held whole
+    weights, keys, rest = tape.topk(layer, k, list(heads), some, stack)
     byte, scale = encode(weights[0], "u8sqrt")
     index = keys[0].numpy().astype("uint16" if S <= 1 << 16 else "uint32")
     return packed({"index": index, "weight": byte, "rest": encode(rest[0], "f16")[0]}, enc="u8sqrt",

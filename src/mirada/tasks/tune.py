@@ -18,6 +18,7 @@ import sys
 import time
 from dataclasses import dataclass, field, replace
 from pathlib import Path
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -25,7 +26,7 @@ from tqdm import tqdm
 
 from mirada import registry
 from mirada.core.linear import KEPT
-from mirada.edit.dropout import dropout
+from mirada.edit.rates import dropout
 from mirada.edit.frozen import freeze
 from mirada.edit.lowrank import lora, merge
 from mirada.errors import MiradaError, WorkFailed
@@ -108,7 +109,7 @@ def tune(model: Model | str | Path, task: str, data: str | Path, out: str | Path
         raise MiradaError(f"train is {train!r}; it is one of {', '.join(RATES)}")
     if batch < 1 or (epochs is not None and epochs < 1):
         raise MiradaError(f"batch is {batch} and epochs {epochs}; both are whole numbers from 1")
-    columns = {"text": text, "pair": pair, "label": label, "delimiter": delimiter}
+    columns: dict[str, Any] = {"text": text, "pair": pair, "label": label, "delimiter": delimiter}
     found = examples.read(data, task, **columns)
     asked = None if test is None else _tested(test, task, columns, found)
     rows, held = examples.held_out(found.rows)
@@ -169,7 +170,7 @@ class Keeper:
         found = None if folder is None else checkpoint.newest(folder / "best")
         if found is not None:
             self.losses = {int(n): loss for n, loss in found.state["losses"].items()}
-            self.weights = found.tensors["weights.safetensors"]
+            self.weights = dict(found.tensors["weights.safetensors"])
 
     @property
     def best(self) -> int:
@@ -248,12 +249,16 @@ def _text(one: Example):
 
 def _own(model: Model | str | Path, train: str) -> Model:
     """A model whose weights may be moved: loaded here, or a copy."""
-    if not isinstance(model, Model):
-        return registry.load(model, dtype=None if train == "lora" else torch.float32)
-    if train != "lora" and any(isinstance(m, KEPT) for m in model.modules()):
+    if isinstance(model, Model):
+        model = copy.deepcopy(model, {id(x): x for x in (model.origin, model._tokenizer)})
+    else:
+        model = registry.load(model, dtype=None if train == "lora" else torch.float32)
+    if not any(isinstance(m, KEPT) for m in model.modules()):
+        return model.to(torch.promote_types(model.dtype, torch.float32))
+    if train != "lora":
         raise MiradaError("quantized weights do not train: tune adapters on them (train=\"lora\"), "
                           "or load the model with dtype=torch.float32")
-    return copy.deepcopy(model, {id(x): x for x in (model.origin, model._tokenizer)})
+    return model
 
 
 def _prepared(model: Model, task: str, labels: list[str] | None, train: str, seed: int) -> Model:

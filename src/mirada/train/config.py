@@ -1,7 +1,8 @@
 """What a run is: as a TOML file or a command line says it, and as its folder keeps it.
 
 The folder is all that going on needs: train.json (what was asked, and the hash of each file of
-data), tokenizer/ where one was made, corpus/ (the tokens), checkpoints/, and at the end model/.
+data), tokenizer/ where one was made, corpus/ (the tokens), checkpoints/, and at the end model/ or
+adapter/.
 """
 
 from __future__ import annotations
@@ -15,7 +16,7 @@ from collections.abc import Iterator
 from dataclasses import asdict, dataclass, field, fields, replace
 from pathlib import Path
 
-from mirada import registry
+from mirada import edit, registry
 from mirada.errors import MiradaError, UntrustedInputError
 from mirada.text import Tokenizer
 from mirada.text.records import values
@@ -38,8 +39,10 @@ class Run:
     `column`; of objectives that read pairs the second is in `target`). objective: a name of
     objectives.OBJECTIVES, or None: what the model's head is for. options: what differs in it.
     length: tokens in a sample. tokens: at most, of the tokenizer that a model from nothing is
-    given. changes: fields of its config. recipe: fields of Recipe, or preset = a name of PRESETS
-    and what differs. plan: fields of Plan."""
+    given. changes: fields of its config. adapter: what edit.lora takes (rank, alpha, targets ...),
+    so that it alone trains, and quantize: what the model below is rounded to, as "nf4d" (QLoRA).
+    recipe: fields of Recipe, or preset = a name of PRESETS and what differs. plan: fields of Plan.
+    """
 
     model: str
     data: tuple[str, ...]
@@ -50,6 +53,7 @@ class Run:
     tokens: int = 4096
     options: dict = field(default_factory=dict)
     changes: dict = field(default_factory=dict)
+    adapter: dict = field(default_factory=dict)
     recipe: dict = field(default_factory=dict)
     plan: dict = field(default_factory=dict)
 
@@ -61,6 +65,9 @@ class Run:
                               f"{', '.join(objectives.OBJECTIVES)}")
         if self.length < 2:
             raise MiradaError(f"length is {self.length}; a sample has 2 tokens or more")
+        if self.adapter and self.new:
+            raise MiradaError(f"an adapter is tuned on a model that was trained, and {self.model} "
+                              "begins from nothing")
         if self.changes and not self.new:
             raise MiradaError(f"changes are of a model from nothing, and {self.model} is loaded")
 
@@ -158,6 +165,7 @@ def open_run(folder: Path):
         raise MiradaError(f"length is {run.length}, and {run.model} reads {model.context} tokens "
                           "at most: choose a smaller one"
                           + (" or set changes.context" if run.new else ""))
+    model = _adapted(run, model) if run.adapter else model
     name = objectives.chosen(run.objective, model, run.model)  # before the work of tokenising
     model, reads = objectives.whole(name, model, run.whole_plan().seed), _reads(run)
     data: corpus.Corpus | dict
@@ -168,6 +176,18 @@ def open_run(folder: Path):
     else:
         data = corpus.write(texts(run), tokenizer, made, every=reads == "pairs")
     return run, model, objectives.made(name, data, run.length, model, run.options)
+
+
+def _adapted(run: Run, model):
+    """The same adapter on the same base, whenever it is made."""
+    given = dict(run.adapter)
+    small = given.pop("quantize", None)
+    model = model if small is None else edit.quantize(model, small)
+    try:
+        return edit.lora(model, **{"seed": run.whole_plan().seed} | given)
+    except TypeError as error:
+        said = str(error).rpartition("() ")[2]
+        raise MiradaError(f"[adapter]: {said}; mirada.edit.lora says what it takes") from None
 
 
 def _reads(run: Run) -> str:

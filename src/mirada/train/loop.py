@@ -20,7 +20,7 @@ import signal
 import statistics
 import time
 from collections import deque
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any, Protocol
@@ -287,7 +287,8 @@ class Trainer:
         self.recent.extend(found.state["recent"])
 
     def _save(self) -> None:
-        tensors = {"weights.safetensors": {n: p.data for n, p in self._trained()}}
+        tensors: dict[str, Mapping[str, Tensor]] = {
+            "weights.safetensors": {n: p.data for n, p in self._trained()}}
         moments = checkpoint.optimizer_tensors(self.model, self.opt)
         tensors |= {"optimizer.safetensors": moments} if moments else {}
         tensors |= {"ema.safetensors": self.mean} if self.mean else {}

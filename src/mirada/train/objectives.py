@@ -84,7 +84,8 @@ def _preferred(data: dict[str, list], length: int, model, system: str | None = N
     kept = [row for row in rows if len(row[0]) + max(map(len, row[1:])) <= length]
     if not kept:
         raise MiradaError(f"no preference has its prompt and answers within {length} tokens")
-    return DPO(kept, model.tokenizer.pad_id or 0, reference=frozen_copy(model), **options)
+    reference = None if model.adapters.active else frozen_copy(model)
+    return DPO(kept, model.tokenizer.pad_id or 0, reference=reference, **options)
 
 
 OBJECTIVES = {

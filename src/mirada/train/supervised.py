@@ -220,9 +220,9 @@ def windows(tokenizer, one: Example, most: int) -> list[tuple[list[int], list[in
     for start in range(0, max(1, len(inside)), step):
         kept = {*inside[start : start + room]}
         at = [i for i, which in enumerate(found.sequence) if which != 1 or i in kept]
-        ends = _ends(found.offsets, [i for i in at if i in kept], one.label)
-        rows.append(([found.ids[i] for i in at], [found.type_ids[i] for i in at],
-                     *(at.index(i) if i is not None else 0 for i in ends)))
+        first, last = (0 if i is None else at.index(i) for i in _ends(
+            found.offsets, [i for i in at if i in kept], one.label))
+        rows.append(([found.ids[i] for i in at], [found.type_ids[i] for i in at], first, last))
         if start + room >= len(inside):
             break
     return rows

@@ -79,6 +79,23 @@ class Stacked(Same):
 
 
 @dataclass(frozen=True)
+class Behind(Same):
+    """A table whose first rows nobody reads, and the file has not; they come back as zeros."""
+
+    first: int
+
+    @property
+    def rowwise(self) -> bool:
+        return not self.first
+
+    def load(self, tensors: list[Tensor]) -> list[Tensor]:
+        return [torch.cat([t.new_zeros(self.first, *t.shape[1:]), t]) for t in tensors]
+
+    def save(self, tensors: list[Tensor]) -> list[Tensor]:
+        return [t[self.first :] for t in tensors]
+
+
+@dataclass(frozen=True)
 class Interleaved(Same):
     """One tensor whose rows go head by head: q, k, v of head 0, then of head 1 ..."""
 
