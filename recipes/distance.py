@@ -1,6 +1,6 @@
 """What was said long ago: RNN, LSTM, GRU, MLP, convolutions and a Transformer in the same loop.
 
-    python recipes/distance.py [--steps 1500] [--out docs/pictures/distance.png]
+    python recipes/distance.py [--steps 300] [--out docs/pictures/distance.png]
 
 A row is noise with one of eight letters in it; at its end that letter is asked for. All models
 learn it at distances 1, 2, 4 ... from the end, and are asked at those and at others between them.
@@ -169,8 +169,8 @@ def draw(results: dict, longest: int, out: str) -> None:
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("--steps", type=int, default=1500)
-    parser.add_argument("--longest", type=int, default=64)
+    parser.add_argument("--steps", type=int, default=300)
+    parser.add_argument("--longest", type=int, default=32)
     parser.add_argument("--out", help="a .png")
     args = parser.parse_args()
     results: dict[str, dict] = {}
@@ -188,7 +188,7 @@ def main() -> None:
                                      for d in learned(args.longest)))
     print("letters    " + "".join(f"{n:>6}" for n in WORDS))
     for kind in SPEAKERS:
-        results[kind]["repeated"] = repeated(kind, args.steps)
+        results[kind]["repeated"] = repeated(kind, 4 * args.steps)
         print(f"{kind:12}" + "".join(f"{v:6.2f}" for v in results[kind]["repeated"].values()),
               flush=True)
     if args.out:

@@ -52,14 +52,15 @@ def layer(name: str):
     return run, {"kept": "exact", "tiles": "sdpa", "strided": "sparse"}[name.split()[-1]]
 
 
-def once(name: str, length: int) -> tuple[float, float]:
-    """(seconds, peak megabytes above the start) there and back, in a process of its own."""
+def apart(name: str, lengths: list[int]) -> list[tuple[float, float]]:
+    """What `measured` says, in a process of its own: its peak of memory is nobody else's."""
     context = multiprocessing.get_context("spawn")
     with context.Pool(1) as pool:
-        return pool.apply(measured, (name, length))
+        return pool.apply(measured, (name, sorted(lengths)))
 
 
-def measured(name: str, length: int) -> tuple[float, float]:
+def measured(name: str, lengths: list[int]) -> list[tuple[float, float]]:
+    """(seconds, peak megabytes above the start) there and back, at lengths that rise."""
     torch.set_num_threads(1)
     run, which = layer(name)
 
@@ -75,9 +76,12 @@ def measured(name: str, length: int) -> tuple[float, float]:
 
     both(32)  # what is loaded on first use is no part of it
     before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
-    seconds = both(length)
-    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before
-    return min(seconds, both(length)), peak / 1024
+    found = []
+    for length in lengths:
+        seconds = min(both(length) for _ in range(3))
+        peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before
+        found.append((seconds, peak / 1024))
+    return found
 
 
 def slope(found: dict[int, float]) -> float:
@@ -132,10 +136,10 @@ def main() -> None:
     args = parser.parse_args()
     seconds: dict[str, dict[int, float]] = {}
     memory: dict[str, dict[int, float]] = {}
-    print(f"{'ms / MB at':28}" + "".join(f"{n:>14}" for n in args.lengths)
+    print(f"{'ms / MB at':28}" + "".join(f"{n:>14}" for n in sorted(args.lengths))
           + "   operations, waiting steps, path")
     for name, theory in THEORY.items():
-        found = {n: once(name, n) for n in args.lengths}
+        found = dict(zip(sorted(args.lengths), apart(name, args.lengths), strict=True))
         seconds[name] = {n: s for n, (s, _) in found.items()}
         memory[name] = {n: m for n, (_, m) in found.items()}
         print(f"{name:28}" + "".join(f"{1000 * s:8.1f}/{m:5.1f}" for s, m in found.values())

@@ -1,11 +1,15 @@
 """The frame of the suite itself: the shelf of real models, the network guard, skips that fail."""
 
+import hashlib
 import os
 import shutil
 import socket
 import subprocess
 import sys
+import threading
+import time
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 
@@ -50,6 +54,30 @@ def test_shelf_names_the_command_of_an_absent_package(fake):
     with pytest.raises(MiradaError, match="pip install --no-deps mirada-fake==1.0"):
         shelf.find("fake")
     assert not shelf.installed("fake")
+
+
+def test_shelf_checks_ahead_and_find_waits_for_it(fake, monkeypatch, capfd):
+    shelf.ahead("fake"), shelf.ahead("nothing of ours")  # absent, unknown: nothing happens
+    folder = fake("foo")
+    hashed, began = [], threading.Event()
+
+    def sha256():
+        hashed.append(threading.current_thread())
+        began.set()
+        time.sleep(0.05)
+        return hashlib.sha256()
+
+    monkeypatch.setattr(shelf, "hashlib", SimpleNamespace(sha256=sha256))
+    shelf.ahead("fake")
+    assert began.wait(10)
+    assert shelf.find("fake") == folder
+    assert len(hashed) == 1 and hashed[0] is not threading.current_thread()
+    (folder / "w.bin").write_text("fop")
+    os.utime(folder / "w.bin", ns=(2, 2))
+    shelf.ahead("fake")
+    with pytest.raises(UntrustedInputError, match="sha256"):
+        shelf.find("fake")
+    assert capfd.readouterr().err == ""
 
 
 def test_shelf_refuses_other_bytes_even_after_right_ones(fake):

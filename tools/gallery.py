@@ -95,14 +95,13 @@ SHOTS: dict[str, tuple[str, Callable[[Page], None]]] = {
     "neurons": ("lang=es&theme=dark&screen=neurons&layer=3&heads=4", nothing),
     "lab": ("lang=en&theme=light&screen=lab&part=head_out&layer=20", patched),
     "places": ("lang=en&theme=light&screen=lab&part=resid&layer=14", swept),
-    "clusters": ("lang=es&theme=light&screen=roles&part=clusters&text=Diego+eats+pizza", nothing),
 }
 
 
 def saved(name: str, shot: bytes) -> None:
     """A picture of as many colours as fit into MOST bytes, written aside and renamed."""
     picture = Image.open(io.BytesIO(shot)).convert("RGB")
-    for colours in (96, 48, 24):
+    for colours in (192, 128, 64):
         out = io.BytesIO()
         picture.quantize(colours, dither=Image.Dither.NONE).save(out, "PNG", optimize=True)
         if out.tell() <= MOST:

@@ -17,12 +17,14 @@ from mirada.model import Model
 from mirada.models import gguf
 from mirada.models.dialect import Dialect
 from mirada.models.dialects import DIALECTS
+from mirada.weights import jsonfile
 from mirada.weights.ggufwrite import FILE_TYPES, Entry, write
 from mirada.weights.rows import Step
 
 PLAIN = {torch.float32: "F32", torch.float64: "F32", torch.float16: "F16", torch.bfloat16: "BF16"}
 WIDE = ("F32", "F16", "BF16")
 TABLES = "Q6_K"  # what token tables and heads get in files of fewer bits, as in llama.cpp's own
+POOLINGS = {1: "mean_tokens", 2: "cls_token", 3: "lasttoken"}  # GGUF's, sentence-transformers'
 NO_TOKENIZER = "no_vocab"  # llama.cpp's word for a file without one
 # llama.cpp adds these, and only to F32; a router's and a bias table's few numbers stay as exact
 ALWAYS_WIDE = ("position_embd", "token_types", "rope_freqs", "ffn_gate_inp", "attn_rel_b")
@@ -61,6 +63,8 @@ def _metadata(model: Model, dialect: Dialect, name: str, raw: dict, entries: lis
     sizes: dict[str, int] = {}
     for entry in entries:
         sizes[entry.type] = sizes.get(entry.type, 0) + math.prod(entry.shape)
+    if "pooling_type" in dialect.keys:
+        raw = raw | _pooled(model)
     most = max(sizes, key=sizes.get)
     count = sum(sizes.values())
     found = {
@@ -77,6 +81,19 @@ def _metadata(model: Model, dialect: Dialect, name: str, raw: dict, entries: lis
     if name == "bert":  # of its table of segments, though it stands among the tokenizer's keys
         words["tokenizer.ggml.token_type_count"] = raw["type_vocab_size"]
     return found | words
+
+
+def _pooled(model: Model) -> dict:
+    """How a sentence encoder's folder says that tokens become one vector."""
+    where = Path(model.origin.path or ".") / "1_Pooling" / "config.json"
+    if model.origin.path is None or not where.is_file():
+        return {}
+    said = jsonfile.read(where)
+    modes = [n for n, word in POOLINGS.items()
+             if isinstance(said, dict) and said.get(f"pooling_mode_{word}")]
+    if len(modes) != 1:
+        raise MiradaError(f"{where}: llama.cpp pools in one way, {', '.join(POOLINGS.values())}")
+    return {"pooling_type": modes[0]}
 
 
 def _entries(steps: list[Step], paths: dict, state: dict, type: str | None):

@@ -53,8 +53,9 @@ def test_the_exact_row_is_pythons(tab, server):
     assert "looks most at" in page.locator(".says").inner_text()
 
 
-def test_heads_toggle_and_solo_and_a_word_is_locked(tab):
-    page = tab().open("screen=heads&lang=en")
+def test_heads_toggle_and_solo_and_a_word_is_locked(tab, server):
+    run = server.run(TEXT)["run"]
+    page = tab().open(f"run={run}&screen=heads&lang=en")
     page.locator(".heads .head").nth(1).click()
     assert "heads=0%2C2%2C3" in page.url
     page.locator(".heads .head").nth(3).dblclick()

@@ -7,8 +7,10 @@ import numpy
 import pytest
 import torch
 
-from serve.caller import TEXT
+import mirada
+from serve.caller import TEXT, Caller
 
+from .conftest import Tab
 from .seen import until
 from .test_page import SCREENS
 
@@ -108,6 +110,29 @@ def test_raw_attention_stands_beside_the_rollout(tab, server):
         share, weight = (float(x.rstrip("%")) for x in cells)
         assert abs(share / 100 - spread[order[n]]) < 0.006
         assert abs(weight / 100 - raw[order[n]]) < 0.006
+
+
+def test_a_long_text_is_fetched_by_the_rows_in_sight(chromium, loopback):
+    server = Caller({"long": mirada.build("gpt2", size="tiny", seed=3, context=1024)})
+    loopback(server.explorer.port)
+    run = server.run([n % 90 + 5 for n in range(700)])["run"]
+    one, asked = Tab(chromium, server), []
+    one.page.on("request", lambda r: "/topk" in r.url and asked.append(r.url.partition("rows=")[2]))
+    page = one.open(f"run={run}&screen=heads&layer=1&lock=off&sinks=true&least=0&lang=en")
+    page.wait_for_selector(".rest[data-edges]")
+    assert asked == ["0:512"] and len(page.query_selector_all("*")) <= 1500
+    edges = int(page.locator(".rest").get_attribute("data-edges"))
+    assert 0 < edges <= 6000
+    page.goto(page.url.replace("lock=off", "q=650"))
+    page.locator(".column.q .tok.locked").wait_for()
+    until(page, lambda: asked[-1] == "512:700")
+    until(page, lambda: "looks most at" in page.locator(".says").inner_text())
+    row = server.get(f"runs/{run}/attn/decoder/1?rows=650:651&enc=f32")["pattern"].mean(0)[0]
+    page.locator(".exact td").first.wait_for()
+    assert float(page.locator(".exact td").first.inner_text()) == pytest.approx(row.max(), abs=1e-6)
+    one.context.close()
+    server.explorer.stop()
+    assert one.wrong == []
 
 
 def test_the_strongest_path_is_played(tab):

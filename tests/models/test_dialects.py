@@ -1,5 +1,6 @@
 """Every family that llama.cpp has: to GGUF and back, and what GGUF cannot say is refused."""
 
+import json
 import re
 from dataclasses import replace
 
@@ -13,6 +14,7 @@ from mirada.core.linear import KEPT
 from mirada.errors import MiradaError
 from mirada.models import GGUF, dialects
 from mirada.models.dialects import DIALECTS
+from mirada.tasks.features import read as recipe
 from mirada.weights.gguf import GGUF as Reader
 
 IDS = torch.tensor([[5, 17, 101, 7, 900, 33, 250, 4]])
@@ -172,6 +174,22 @@ def test_roberta_is_written_as_bert(tmp_path):
     ours, theirs = model(IDS), again(IDS)
     assert all(torch.equal(ours[name], theirs[name]) for name in ("last_hidden_state",
                                                                   "pooler_output"))
+
+
+@pytest.mark.parametrize("mode, number", [("mean_tokens", 1), ("cls_token", 2)])
+def test_how_a_sentence_becomes_one_vector(mode, number, tmp_path):
+    """As the sentence encoder's folder says, in GGUF and read from there."""
+    where = mirada.save(mirada.build("bert", "tiny", architecture="BertModel"), tmp_path / "m")
+    (where / "1_Pooling").mkdir()
+    (where / "1_Pooling" / "config.json").write_text(json.dumps({f"pooling_mode_{mode}": True}))
+    path = mirada.save(mirada.load(where), tmp_path / "m.gguf")
+    with Reader(path) as reader:
+        assert reader.metadata["bert.pooling_type"] == number
+    again = mirada.load(mirada.save(mirada.load(path), tmp_path / "n.gguf"))
+    assert recipe(again).pooling == {1: "mean", 2: "cls"}[number]
+    (where / "1_Pooling" / "config.json").write_text(json.dumps({"pooling_mode_max_tokens": True}))
+    with pytest.raises(MiradaError, match="1_Pooling.*pools in one way"):
+        mirada.save(mirada.load(where), tmp_path / "o.gguf")
 
 
 def test_factors_of_rotation_are_written(tmp_path):

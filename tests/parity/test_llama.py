@@ -73,6 +73,7 @@ ROWS = [
 test_parity = table(ROWS)
 
 
+@pytest.mark.scope("1.6.6")
 @pytest.mark.parametrize("name", BY_LENGTH)
 def test_cached_is_the_references_cached(name):
     """Earlier keys keep the angles of their own step, as in the reference."""
@@ -91,6 +92,7 @@ def test_cached_is_the_references_cached(name):
     assert at == 11 and moved > 1e-3, "no angle changed: this proves nothing"
 
 
+@pytest.mark.scope("1.6.6")
 @pytest.mark.parametrize("name", SCALED)
 @pytest.mark.parametrize("theta, dim", [(10.0, 8), (1e4, 64), (5e5, 128), (3.0, 16)])
 def test_frequencies_far_beyond_the_original_length(name, theta, dim):

@@ -107,5 +107,11 @@ def test_who_remembers_how_far(distance, tmp_path):
     assert max(found["mlp"][d] for d in every if d not in known) < 0.3
     # convolutions reach a place by taps of their own too, and see nothing beyond the last
     assert min(found["cnn"][d] for d in known if d <= 30) > 0.95 and found["cnn"][32] < 0.25
+    for kind in distance.SPEAKERS:
+        results[kind]["repeated"] = distance.repeated(kind, 500)
+    said = {kind: results[kind]["repeated"] for kind in distance.SPEAKERS}
+    for kind in ("rnn", "lstm", "gru"):  # all must go through one state
+        assert said["transformer"][8] > said[kind][8] + 0.1
+    assert said["lstm"][2] > said["lstm"][16] + 0.2
     distance.draw(results, 32, str(tmp_path / "x.png"))
     assert (tmp_path / "x.png").stat().st_size > 20_000

@@ -178,8 +178,9 @@ def test_records_become_rows():
     assert batch["labels"][0][batch["labels"][0] != IGNORED].tolist() == chosen
     with pytest.raises(MiradaError, match="record 1 needs the texts prompt, chosen and rejected"):
         told(model, [{"prompt": "Hi"}])
-    with pytest.raises(MiradaError, match="an empty answer"):
-        DPO([([1], [], [2])])
+    for row in (([1], [], [2]), ([], [1], [2])):
+        with pytest.raises(MiradaError, match="an empty prompt or answer"):
+            DPO([row])
     with pytest.raises(MiradaError, match="no preference loss is called 'kto'"):
         DPO([], kind="kto")
     with pytest.raises(MiradaError, match="beta is 0"):

@@ -119,6 +119,8 @@ def test_a_run_goes_on_to_the_bit_between_rounds(tmp_path):
 
 def test_what_cannot_be():
     model = with_value(tiny())
+    with pytest.raises(MiradaError, match="PPO tunes models that do"):
+        with_value(mirada.build("t5:tiny"))
     with pytest.raises(MiradaError, match="set parts to 1"):
         fit(model, PPO([[1]], write, reward, reference=tiny()), replace(PLAN, parts=2))
     silent = PPO([[1]], lambda model, prompts: [[]] * len(prompts), reward, reference=tiny())

@@ -11,27 +11,30 @@ import { ROOT } from "../tensors";
 import { count, fill, number, percent, type Words } from "../words";
 
 const WHOLE = 512; // tokens up to which a layer is fetched whole
+const CHUNK = 256; // rows by which a longer one is fetched, two chunks at a time
 const ROW = 26, TALL = 42; // pixels of a token, at least and at most
 const SIDE = 170; // pixels of a column of tokens
 
 export interface Layer {
   at(head: number, q: number): ArrayLike<number> | null; // a dense row of weights, where there is one
   edges(heads: number[], rows: [number, number]): Edge[];
+  has(q: number): boolean; // whether a row is here
   bytes: Uint8Array | null; rows: number; cols: number; scale: number; rest(heads: number[], q: number): number;
 }
 
-/** The layer that is looked at: whole if it is small, else the strongest 32 keys of each query. */
-export function useLayer(): ReturnType<typeof useAsked<Layer>> {
+/** The layer that is looked at: whole if it is small, else the strongest 32 keys of the queries in sight. */
+export function useLayer(first: number): ReturnType<typeof useAsked<Layer>> {
   const { view, known } = useShared();
   const nq = queries().length, nk = keys().length, small = Math.max(nq, nk) <= WHOLE;
   const there = known.run && current()?.layers[view.layer]?.attn !== "none" && known.run.caps.includes("attn");
   const path = `runs/${view.run}/attn/${view.stack}/${view.layer}`;
   const value = small ? view.value : "weight";
   const enc = value === "score" ? "f16" : "u8sqrt";
-  const call = small ? `${path}?enc=${enc}&value=${value}` : `${path}/topk?k=32`;
+  const from = Math.floor(first / CHUNK) * CHUNK;
+  const call = small ? `${path}?enc=${enc}&value=${value}` : `${path}/topk?k=32&rows=${from}:${Math.min(nq, from + 2 * CHUNK)}`;
   return useAsked<Layer>(there && view.run === known.run?.run && nq > 0 ? call : null, async () => {
     const got = await tensors(call);
-    return small ? whole(got.get("pattern"), Number(got.meta.scale ?? 1), enc === "f16") : listed(got);
+    return small ? whole(got.get("pattern"), Number(got.meta.scale ?? 1), enc === "f16") : listed(got, from, nq);
   }, true);
 }
 
@@ -39,7 +42,7 @@ function whole({ shape, data }: { shape: number[]; data: ArrayLike<number> }, sc
   const [, rows, cols] = shape;
   const bytes = score ? stretched(data) : data as Uint8Array;
   return {
-    rows, cols, bytes, scale, rest: () => 0,
+    rows, cols, bytes, scale, rest: () => 0, has: () => true,
     at: (head, q) => Float32Array.from({ length: cols }, (_, k) => {
       const i = (head * rows + q) * cols + k;
       return score ? data[i] : ROOT[bytes[i]] * scale;
@@ -66,18 +69,19 @@ function stretched(scores: ArrayLike<number>): Uint8Array {
   return Uint8Array.from(scores, (x) => Number.isFinite(x) ? 1 + Math.round(254 * (x - low) / (high - low || 1)) : 0);
 }
 
-function listed(got: Awaited<ReturnType<typeof tensors>>): Layer {
+/** Rows from..from + n of a layer, the strongest keys of each. */
+function listed(got: Awaited<ReturnType<typeof tensors>>, from: number, rows: number): Layer {
   const index = got.get("index").data, weight = got.get("weight"), rest = got.get("rest").data;
-  const [, rows, k] = weight.shape;
+  const [, n, k] = weight.shape, has = (q: number) => q >= from && q < from + n;
   return {
-    at: () => null, rows, cols: rows, bytes: null, scale: 1,
-    rest: (heads, q) => heads.reduce((sum, h) => sum + rest[h * rows + q], 0) / Math.max(1, heads.length),
+    at: () => null, rows, cols: rows, bytes: null, scale: 1, has,
+    rest: (heads, q) => has(q) ? heads.reduce((sum, h) => sum + rest[h * n + q - from], 0) / Math.max(1, heads.length) : 0,
     edges: (heads, [a, b]) => {
       const found: Edge[] = [];
       for (const head of heads) {
-        for (let q = a; q < b; q++) {
+        for (let q = Math.max(a, from); q < Math.min(b, from + n); q++) {
           for (let j = 0; j < k; j++) {
-            const i = (head * rows + q) * k + j;
+            const i = (head * n + q - from) * k + j;
             if (weight.data[i] > 0) found.push({ head, q, k: index[i], w: ROOT[weight.data[i]] });
           }
         }
@@ -104,7 +108,8 @@ export function HeadChips() {
 
 export function Heads() {
   const { view, known, w } = useShared();
-  const asked = useLayer();
+  const [first, setFirst] = useState(0); // the first row in sight
+  const asked = useLayer(first);
   const [expanded, expand] = useState(false);
   const stack = current(), layer = stack?.layers[view.layer];
   const paired = queries().some((t) => t.seq === 1);
@@ -127,7 +132,7 @@ export function Heads() {
       </div>
       <Says layer={asked.value} />
       {layer?.attn === "none" ? <p class="quiet">{w.noMatrix}</p> : <Waiting of={asked} />}
-      {asked.value && asked.value.rows === queries().length && layer?.attn !== "none" && (view.mode === "lines" ? <Lines layer={asked.value} /> : <Matrix layer={asked.value} />)}
+      {asked.value && asked.value.rows === queries().length && layer?.attn !== "none" && (view.mode === "lines" ? <Lines layer={asked.value} onFirst={setFirst} /> : <Matrix layer={asked.value} />)}
     </section>
     <Side><Row /><Honest test /><Snippet code={snippet()} /><Exports name={`heads-${view.layer}`} rows={asked.value ? () => csvOf(asked.value!) : undefined} /></Side>
   </>;
@@ -171,7 +176,7 @@ function useEdges(layer: Layer, rows: [number, number]) {
   }, [layer, rows[0], rows[1], heads.join(), view.sinks, view.least, view.pair]);
 }
 
-function Lines({ layer }: { layer: Layer }) {
+function Lines({ layer, onFirst }: { layer: Layer; onFirst: (row: number) => void }) {
   const { view, w } = useShared();
   const [node, size] = useSize<HTMLDivElement>();
   const [top, setTop] = useState(0);
@@ -181,6 +186,11 @@ function Lines({ layer }: { layer: Layer }) {
   const { edges, share } = useEdges(layer, n <= WHOLE ? [0, layer.rows] : [Math.min(first, layer.rows), Math.min(last, layer.rows)]);
   const side = Math.min(SIDE, Math.floor(size.width * 0.3)), right = Math.max(side + 100, Math.min(size.width - side, side + 560));
   useEffect(() => () => point(null), []);
+  useEffect(() => onFirst(first), [first]);
+  useEffect(() => { // a word locked elsewhere comes into sight
+    const box = document.querySelector<HTMLElement>(".columns");
+    if (box && view.q !== null && (view.q * row < box.scrollTop || (view.q + 1) * row > box.scrollTop + box.clientHeight)) box.scrollTop = (view.q - 3) * row;
+  }, [view.q, size.height]);
   if (!shownHeads().length) return <p class="quiet">{w.noHeads}</p>;
   const frame = { width: size.width, height, top, row, left: side, right, heads: shownHeads() };
   return <>
@@ -273,7 +283,7 @@ function Says({ layer }: { layer: Layer | null }) {
   const { view, w } = useShared();
   const at = useHover();
   const q = at.q ?? view.q, heads = shownHeads();
-  if (q === null || !layer || q >= layer.rows || !heads.length) return <p class="says quiet">{w.saysNothing}</p>;
+  if (q === null || !layer?.has(q) || q >= layer.rows || !heads.length) return <p class="says quiet">{w.saysNothing}</p>;
   const tokens = keys();
   const sum = new Map<number, number>();
   for (const e of layer.edges(heads, [q, q + 1])) {

@@ -21,6 +21,8 @@ def model_argument(parser, name: str = "model", **more) -> None:
 
 def load(args):
     """The model that model_argument's words name; --threads, where it is given, hold from here."""
+    from mirada import shelf
+    shelf.ahead(args.model)  # torch takes a second to import, most of it on one core
     import torch
 
     from mirada import registry

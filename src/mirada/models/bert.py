@@ -148,8 +148,8 @@ def init(model, c: Config) -> None:
 
 INERT = {"hidden_dropout_prob": ANY, "attention_probs_dropout_prob": ANY, "classifier_dropout": ANY,
          "position_embedding_type": "absolute", "is_decoder": False, "add_cross_attention": False,
-         "is_encoder_decoder": False, **dict.fromkeys((  # these no program reads
-             "directionality", "pooler_fc_size", "pooler_num_attention_heads",
+         "is_encoder_decoder": False, **dict.fromkeys((  # these no program reads, but GGUF's first
+             "pooling_type", "directionality", "pooler_fc_size", "pooler_num_attention_heads",
              "pooler_num_fc_layers", "pooler_size_per_head", "pooler_type"), ANY)}
 SIZES = {
     "base": Config(), "large": Config(d=1024, layers=24, heads=16, hidden=4096),

@@ -81,6 +81,7 @@ def _depths(raw: dict) -> dict:
 BEHIND = ("roberta", "xlm-roberta", "camembert")
 PATTERN = "attention.sliding_window_pattern"
 WINDOW = {"attention.sliding_window": "sliding_window"}
+POOL = {"pooling_type": "pooling_type"}  # no key of config.json, which has no word for it
 GEMMA = {"hidden_act": TANH, "attention_bias": (False,), "tie_word_embeddings": (True,)}
 DIALECTS = {
     "llama": Dialect("LlamaForCausalLM", "llama", gguf.KEYS, {
@@ -130,13 +131,14 @@ DIALECTS = {
         "attention.max_alibi_bias": "attn_config.alibi_bias_max"}, {
         "attn_config.softmax_scale": (None,)}, fused=True, rotary=False, hidden=4),
     "bert": Dialect("BertModel", "bert", {
-        **{key: name for key, name in HF.items() if "kv" not in key}, EPS: "layer_norm_eps"}, {
+        **{key: name for key, name in HF.items() if "kv" not in key}, **POOL,
+        EPS: "layer_norm_eps"}, {
         "hidden_act": ("gelu", *TANH)}, rotary=False, rows=ggufrows.encoder, reads=_segments,
         writes=_positions, constant={"attention.causal": False, "pooling_type": 1},  # mean
         also=("RobertaModel", "XLMRobertaModel", "CamembertModel")),
     "modern-bert": Dialect("ModernBertModel", "modernbert", {
         **{key: name for key, name in HF.items() if "kv" not in key}, EPS: "norm_eps",
-        "attention.sliding_window": "local_attention", PATTERN: "sliding_window_pattern",
+        **POOL, "attention.sliding_window": "local_attention", PATTERN: "sliding_window_pattern",
         "rope.freq_base": "global_rope_theta", "rope.freq_base_swa": "local_rope_theta"}, {
         "hidden_activation": ("gelu", *TANH), "norm_bias": (False,), "attention_bias": (False,),
         "mlp_bias": (False,)}, rotary=False, rows=ggufrows.near_and_far, reads=_near_and_far,

@@ -166,7 +166,7 @@ INERT = {"attention_dropout": ANY, "embedding_dropout": ANY, "mlp_dropout": ANY,
          "classifier_dropout": ANY, "initializer_cutoff_factor": ANY, "layer_norm_eps": ANY,
          "position_embedding_type": ANY, "deterministic_flash_attn": ANY, "reference_compile": ANY,
          "repad_logits_with_grad": ANY, "sparse_prediction": ANY,  # fewer logits, the same loss
-         "sparse_pred_ignore_index": -100, "rope_scaling": None,
+         "sparse_pred_ignore_index": -100, "rope_scaling": None, "pooling_type": ANY,
          FAR + "rope_type": "default", NEAR + "rope_type": "default"}
 SIZES = {
     "base": Config(), "large": Config(d=1024, layers=28, heads=16, hidden=2624),

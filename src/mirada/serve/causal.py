@@ -35,8 +35,8 @@ def effect(run: Run, runs: Runs, asked: dict) -> dict:
         after = _scores(run, run.served.model(**run.batch), pos)
     a, b = before.double().log_softmax(-1), after.double().log_softmax(-1)
     said = OWN_MEAN if any(c["op"] == "mean" and "source" not in c for c in changes) else None
-    found = {"before": _outcome(run, before, token, other),
-             "after": _outcome(run, after, token, other)}
+    found: dict = {"before": _outcome(run, before, token, other),
+                   "after": _outcome(run, after, token, other)}
     if asked.get("apart"):
         found["apart"] = [_alone(run, c, pos, token, other) - found["before"]["logit_diff"]
                           for c in changes]

@@ -28,6 +28,7 @@ from .task import Task
 
 POOLINGS = {"mean": lambda x: x.mean(0), "cls": lambda x: x[0], "last": lambda x: x[-1]}
 TWICE = 1 << 31  # bytes of weights that are kept a second time for speed
+GGUF = {1: "mean", 2: "cls", 3: "last"}  # its pooling_type; others are no vector of a text
 MODES = {"mean_tokens": "mean", "cls_token": "cls", "lasttoken": "last"}  # in 1_Pooling/config.json
 
 
@@ -194,11 +195,11 @@ def prompted(recipe: Recipe, prompt: str | None) -> str:
 
 
 def read(model: Model) -> Recipe:
-    """The recipe in a model's sentence-transformers folder. Raises UntrustedInputError where its
-    modules are not ones that mirada knows."""
-    folder = Path(model.origin.path or ".")
+    """The recipe in a model's sentence-transformers folder, or what a GGUF file said. Raises
+    UntrustedInputError where its modules are not ones that mirada knows."""
+    folder, said = Path(model.origin.path or "."), model.origin.raw.get("pooling_type")
     if model.origin.path is None or not (folder / "modules.json").is_file():
-        return Recipe()
+        return Recipe(GGUF.get(said, "mean") if type(said) is int else "mean")
     recipe, modules = Recipe(), jsonfile.read(folder / "modules.json")
     for module in modules if isinstance(modules, list) else ():
         kind = str(module.get("type") if isinstance(module, dict) else module).rpartition(".")[2]

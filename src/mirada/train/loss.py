@@ -39,19 +39,33 @@ def told_loss(model, given: dict[str, Tensor], labels: Tensor, smoothing: float 
     given: what the model reads; labels (B, T): what is told at each place, IGNORED where nothing
     is; smoothing: see token_loss, which it equals.
     """
-    head, bodies = model.head, []
+    head = model.head
     if (type(head) is not LMHead or head.cap is not None or type(head.out) is not nn.Linear
             or type(head.out.weight) is not nn.Parameter or head.out.weight.device.type == "meta"):
         return token_loss(model(**given).logits, labels, smoothing)
+    told = labels != IGNORED
+    x = head.transform(_states(model, given, told)) * head.scale  # (N, D)
+    return linear_loss(x, head.out.weight, head.out.bias, labels[told], smoothing)
+
+
+def told_logits(model, given: dict[str, Tensor], told: Tensor) -> Tensor:
+    """Logits (N, V) of the places that are told, (B, T) of bools, in their order; no others are
+    made where the head is a plain one."""
+    head = model.head
+    if type(head) is not LMHead or any(type(p) is not nn.Parameter for p in head.parameters()):
+        return model(**given).logits[told]
+    return head(_states(model, given, told)[None], None, None)["logits"][0]
+
+
+def _states(model, given: dict[str, Tensor], told: Tensor) -> Tensor:
+    """What the body gives the head at these places: (N, D)."""
+    bodies = []
     hook = model.body.register_forward_hook(lambda module, args, x: bodies.append(x))
     try:
         model(**given, logits_to_keep=1)
     finally:
         hook.remove()
-    told = labels != IGNORED
-    body = bodies[0][:, -labels.shape[1] :]  # soft tokens before the given ones are told nothing
-    x = head.transform(body[told]) * head.scale  # (N, D)
-    return linear_loss(x, head.out.weight, head.out.bias, labels[told], smoothing)
+    return bodies[0][:, -told.shape[1] :][told]  # soft tokens come before, and are told nothing
 
 
 def linear_loss(x: Tensor, weight: Tensor, bias: Tensor | None, labels: Tensor,

@@ -22,6 +22,9 @@ from .sft import Answers, talk
 from .sft import Mixture as Talks
 from .spans import MODES, SENTINELS, Mixture, Spans
 
+PAIRED = ("ForPreTraining", "ForNextSentencePrediction")
+FOUND = "ElectraForPreTraining"
+
 
 def writes(model) -> bool:
     return model.generates and not model.encoder_decoder
@@ -31,8 +34,16 @@ def rewrites(model) -> bool:
     return model.generates and model.encoder_decoder
 
 
-def has(*endings: str) -> Callable:
-    return lambda model: model.architecture.endswith(endings)
+def compares(model) -> bool:
+    return model.architecture.endswith(PAIRED) and model.family != "electra"
+
+
+def detects(model) -> bool:
+    return model.architecture.endswith(FOUND)
+
+
+def hides(model) -> bool:
+    return model.architecture.endswith("ForMaskedLM")
 
 
 @dataclass(frozen=True)
@@ -93,17 +104,11 @@ OBJECTIVES = {
     "middle": Kind(lambda data, length, model, **options: FillMiddle(
         data, length, model.tokenizer, **options), writes, tokenizer="bpe", special=MARKS[0]),
     "masked": Kind(lambda data, length, model, **options: HiddenToken(
-        data, length, model.tokenizer, **options), has("ForMaskedLM"), ("ForMaskedLM",),
-        "wordpiece"),
-    "distill": Kind(_taught, has("ForMaskedLM"), ("ForMaskedLM",), "wordpiece"),
-    "replaced": Kind(ReplacedToken, lambda model: isinstance(model, Joint) or has(
-        "ElectraForPreTraining")(model), ("ElectraForPreTraining",), "wordpiece"),
-    "next": Kind(_pairs("next"), lambda model: has("ForPreTraining", "ForNextSentencePrediction")(
-        model) and model.family != "electra", ("ForPreTraining", "ForNextSentencePrediction"),
-        "wordpiece"),
-    "order": Kind(_pairs("order"), lambda model: has("ForPreTraining", "ForNextSentencePrediction")(
-        model) and model.family != "electra", ("ForPreTraining", "ForNextSentencePrediction"),
-        "wordpiece"),
+        data, length, model.tokenizer, **options), hides, ("ForMaskedLM",), "wordpiece"),
+    "distill": Kind(_taught, hides, ("ForMaskedLM",), "wordpiece"),
+    "replaced": Kind(ReplacedToken, detects, (FOUND,), "wordpiece"),
+    "next": Kind(_pairs("next"), compares, PAIRED, "wordpiece"),
+    "order": Kind(_pairs("order"), compares, PAIRED, "wordpiece"),
     "together": Kind(Together, lambda model: model.kind == "encoder", ("Model",), "wordpiece",
                      reads="pairs"),
     "span": Kind(Spans, rewrites, special=SENTINELS),

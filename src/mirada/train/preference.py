@@ -15,7 +15,8 @@ from torch import Tensor
 
 from mirada.errors import MiradaError
 
-from .language import IGNORED, padded
+from .language import padded
+from .loss import IGNORED, told_logits, wide
 from .sft import with_system
 
 Row = tuple[list[int], list[int], list[int]]
@@ -31,8 +32,9 @@ class Pairs:
 
     def __init__(self, rows: Sequence[Row], pad: int = 0):
         self.rows, self.pad, self.count = list(rows), pad, len(rows)
-        if any(not chosen or not rejected for _, chosen, rejected in rows):
-            raise MiradaError("a preference has an empty answer: give two that have tokens")
+        if not all(prompt and chosen and rejected for prompt, chosen, rejected in rows):
+            raise MiradaError("a preference has an empty prompt or answer: each needs a token, and "
+                              "an answer's first is told by the prompt's last")
 
     def sample(self, index: int, draw) -> Row:
         return self.rows[index]
@@ -89,13 +91,12 @@ class Reward(Pairs):
 
 def scores(model, batch: dict[str, Tensor], mean: bool = False) -> Tensor:
     """(rows,): each row's sum (or mean) of log-probabilities of its labels, in float32 or wider."""
-    ids, mask, labels = (batch[k].to(model.device)
-                         for k in ("input_ids", "attention_mask", "labels"))
-    logits, labels = model(input_ids=ids, attention_mask=mask).logits[:, :-1], labels[:, 1:]
-    wide = torch.promote_types(logits.dtype, torch.float32)
-    each = -F.cross_entropy(logits.flatten(0, 1).to(wide), labels.flatten(), ignore_index=IGNORED,
-                            reduction="none").view(labels.shape)  # (rows, T - 1)
-    return each.sum(1) / (labels != IGNORED).sum(1) if mean else each.sum(1)
+    given = {k: batch[k].to(model.device) for k in ("input_ids", "attention_mask")}
+    labels = F.pad(batch["labels"].to(model.device)[:, 1:], (0, 1), value=IGNORED)
+    told = labels != IGNORED
+    logs = -F.cross_entropy(wide(told_logits(model, given, told)), labels[told], reduction="none")
+    each = logs.new_zeros(labels.shape).masked_scatter(told, logs)  # (rows, T)
+    return each.sum(1) / told.sum(1) if mean else each.sum(1)
 
 
 def frozen_copy(model):

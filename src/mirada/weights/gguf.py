@@ -188,8 +188,8 @@ class _Reader:
 
     def texts(self, count: int, field: str) -> list[str]:
         """`count` strings. A vocabulary and its merges have 100,000: no call for each."""
-        length, data, found = struct.Struct("<Q").unpack_from, self._data, []
-        start = self.pos
+        length, data, start = struct.Struct("<Q").unpack_from, self._data, self.pos
+        found: list[bytes | bytearray] = []
         for _ in range(count):
             end = start + 8
             if end <= len(data):
