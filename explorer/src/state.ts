@@ -137,13 +137,14 @@ export const chosen = (): Model | undefined => known.models?.models.find((m) => 
 
 /** Looks into another model, from the first example. */
 export const choose = (id: string, inputs: RunRequest["inputs"]): Promise<Run | null> => {
-  learn({ run: null, card: null });
+  learn({ run: null, card: null, plan: [] });
   look({ model: id, run: "", stack: "", layer: -1, heads: null });
   return start(inputs);
 };
 
 /** Looks at a run as `patch` says; what it does not say, or the run does not have, is chosen. */
 function adopt(run: Run, patch: Partial<View> = {}): void {
+  if (known.run && known.run.model.id !== run.model.id) known.plan = []; // its layers and heads are another model's
   known.run = run;
   view = { ...view, ...patch };
   if (known.models?.models.some((m) => m.id === run.model.id)) view = { ...view, model: run.model.id };

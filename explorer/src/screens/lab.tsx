@@ -16,7 +16,7 @@ type Op = "mean" | "zero" | "scale" | "patch";
 const OF_HEADS = ["head_out", "edge", "value", "pattern"]; // sites that are parts of heads
 const NULL = 32; // draws of other heads that an effect is compared with
 
-interface Tried { effect: Effect; moved: number | null }
+interface Tried { effect: Effect; moved: number | null; changes: Intervention[] }
 const kept: Record<string, Tried> = {}; // of a run; stays while screens change
 
 export function Lab() {
@@ -69,7 +69,7 @@ export function Lab() {
         ...(interventions.length > 1 ? { apart: true } : {}), ...(versus && interventions.every((c) => c.heads) ? { null: NULL } : {}) });
       const donor = denoise ? answers.ours : answers.theirs;
       const way = donor.score(effect.token.id) - donor.score(effect.other.id) - effect.before.logit_diff;
-      setTried(kept[run.run] = { effect, moved: paired && Math.abs(way) > 1e-6 ? effect.metrics.logit_diff / way : null });
+      setTried(kept[run.run] = { effect, moved: paired && Math.abs(way) > 1e-6 ? effect.metrics.logit_diff / way : null, changes: interventions });
     } catch (error) {
       if (!(error instanceof Refusal)) throw error;
       setFault(error);
@@ -148,8 +148,8 @@ function Pick({ label, value, side }: { label: string; value: number; side: "q" 
 const rows = (e: Effect): (string | number)[][] => [["token", "before", "after"],
   ...e.before.top.map((c) => [c.s, c.p ?? 0, e.after.top.find((x) => x.id === c.id)?.p ?? ""])];
 
-function Result({ effect: e, moved }: Tried) {
-  const { view, known, w } = useShared();
+function Result({ effect: e, moved, changes }: Tried) {
+  const { view, w } = useShared();
   const names = { a: e.token.s.replace(/^·+/, ""), b: e.other.s.replace(/^·+/, "") };
   const most = Math.max(...[...e.before.top, ...e.after.top].map((c) => c.p ?? 0), 1e-9);
   const list = (title: string, top: Effect["before"]["top"]) => <div><h2>{title}</h2><table class="exact"><tbody>
@@ -164,7 +164,7 @@ function Result({ effect: e, moved }: Tried) {
       {moved !== null && <div><dt>{w.moved}</dt><dd><strong>{percent(view.lang, moved)}</strong></dd></div>}
       {e.percentile !== undefined && <div><dt>{fill(w.moreThan, { n: NULL })}</dt><dd><strong>{percent(view.lang, e.percentile / 100)}</strong></dd></div>}</dl>
     {e.apart && <><table class="apart"><thead><tr><th>{w.alone}</th><th class="num">{w.change}</th></tr></thead><tbody>
-      {e.apart.map((x, i) => <tr key={i}><th scope="row">{known.plan[i] ? told(w, known.plan[i]) : i + 1}</th><td class="num">{sign(x, 3)}</td></tr>)}
+      {e.apart.map((x, i) => <tr key={i}><th scope="row">{told(w, changes[i])}</th><td class="num">{sign(x, 3)}</td></tr>)}
       <tr><th scope="row">{w.sumAlone}</th><td class="num">{sign(sum, 3)}</td></tr><tr class="on"><th scope="row">{w.allTogether}</th><td class="num">{sign(e.metrics.logit_diff, 3)}</td></tr></tbody></table>
       <p class="fine">{fill(w.backup, { x: sign(e.metrics.logit_diff - sum, 3) })}</p></>}
     {e.identical && <p class="quiet">{w.identical}</p>}

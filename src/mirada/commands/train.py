@@ -3,6 +3,7 @@
 import os
 import shutil
 from pathlib import Path
+from typing import Any
 
 from .common import show
 
@@ -54,7 +55,7 @@ def run(args) -> None:
     world.leave()
 
 
-def _begun(args) -> tuple:
+def _begun(args) -> tuple[Path, Any, Any, Any]:
     """(folder, run, model, objective) of a new run, or of one that goes on."""
     from mirada.errors import MiradaError
     from mirada.train import config

@@ -167,8 +167,8 @@ def plan(model, *, gpus: int = 1, kind: str = "h100", batch: int = 1, length: in
     found = Plan(
         f"{told.name}, {told.parameters:,} parameters: {'serving' if serve else 'training'} on "
         f"{gpus} x {kind}, {batch} rows of {length:,} tokens", parts, machine.memory * GiB, flops,
-        tokens, at_least, step, rate and rate * flops / tokens / machine.flops,
-        failures and _goodput(failures * 3600 / gpus, save), assumed, [])
+        tokens, at_least, step, None if rate is None else rate * flops / tokens / machine.flops,
+        None if failures is None else _goodput(failures * 3600 / gpus, save), assumed, [])
     return found if found.fits else replace(found, advice=_advice(found, gpus, batch, recompute,
                                                                   serve))
 
@@ -262,9 +262,9 @@ def count(model, length: int) -> Kept:
     device and is changed: its attention and its experts become stand-ins."""
     for m in model.modules():
         if isinstance(m, Attend):
-            m.forward = _fused
+            m.forward = _fused  # type: ignore[method-assign]
         elif isinstance(m, MoE):
-            m.forward = partial(_experts, m)
+            m.forward = partial(_experts, m)  # type: ignore[method-assign]
     ledger = _Ledger({p.untyped_storage()._cdata for p in model.parameters()})
     with ledger.watching(model):
         out = model.train()(**_inputs(model, length))

@@ -70,7 +70,8 @@ def with_value(model):
     """The model with a value head that trains; of an adapted model, after `edit.lora`. Raises
     MiradaError."""
     if not model.generates or model.encoder_decoder:
-        raise MiradaError(f"{model.architecture} does not write a text on: PPO tunes models that do")
+        raise MiradaError(f"{model.architecture} does not write a text on: PPO tunes models that "
+                          "do")
     other = share(model, CARRIES)
     other.head = Valued(other.head).to(model.device).train(model.training)
     return other
