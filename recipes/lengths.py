@@ -117,14 +117,15 @@ def draw(seconds: dict, memory: dict, out: str) -> None:
         at = crossover(full, seconds[name])
         if at is not None:
             axes[0].axvline(at, color="gray", linewidth=0.8, linestyle=":")
-            axes[0].text(at, axes[0].get_ylim()[0], f" {at:.0f}: dearer than {name}", rotation=90,
-                         fontsize=7, va="bottom", ha="right", color="gray")
+            axes[0].text(at, 0.02, f"{at:.0f}: dearer than {name}", rotation=90, fontsize=7,
+                         va="bottom", ha="right", color="gray",
+                         transform=axes[0].get_xaxis_transform())
     axes[0].set(xlabel="places n", ylabel="milliseconds, forward and backward", xscale="log",
                 yscale="log")
     axes[1].set(xlabel="places n", ylabel="peak memory, MB", xscale="log", yscale="log")
     for axis in axes:
         axis.set_xscale("log", base=2)
-    axes[0].legend(fontsize=7)
+    axes[0].legend(fontsize=7, loc="upper center")
     figure.tight_layout()
     figure.savefig(out, dpi=130)
 

@@ -8,6 +8,7 @@ import { headColour, signed } from "../draw/colours";
 import { base, Choice, Exports, Honest, LayerSlider, Piece, plain, Side, Snippet, StackChoice, useAsked, Waiting } from "../parts/common";
 import type { Firing, Job, Mlp } from "../schema";
 import { current, headCount, keys, known, look, queries, useShared } from "../state";
+import type { Tensors } from "../tensors";
 import { fill, number, percent } from "../words";
 
 export function Neurons() {
@@ -20,23 +21,23 @@ export function Neurons() {
   const q = view.q ?? queries().length - 1;
   const head = view.heads?.[0] ?? 0;
   const call = `runs/${view.run}/mlp/${view.layer}?pos=${q}&top=12&stack=${current()?.queries}`;
+  const none = current()?.layers[view.layer]?.attn === "none", terms = `runs/${view.run}/qk/${view.stack}/${view.layer}/${head}?i=${q}`;
+  const score = useAsked(part === "qk" && !none ? terms : null, () => tensors(terms));
+  const rows = (): (string | number)[][] => part === "mlp"
+    ? [["neuron", "activation", "writes", "promotes", "suppresses"], ...mlp.value!.neurons.map((n) => [n.neuron, n.value, n.writes, n.promoted.map((c) => c.s).join(" "), n.suppressed.map((c) => c.s).join(" ")])]
+    : [["key", "token", "dot", "bias", "score", "weight"], ...keys().map((t, j): (string | number)[] => [j, t.s, ...["dot", "bias", "score", "weight"].map((name) => score.value!.get(name).data[j])])];
   const mlp = useAsked(part === "mlp" ? call : null, () => keptJson<Mlp>(call));
   return <>
     <section class="work" id="picture"><div class="bar"><Choice label={w.show} value={part} options={options} onChange={(p) => look({ part: p })} /><StackChoice /><LayerSlider />
       {part === "qk" && <label class="pick">{w.head} <select value={head} onChange={(e) => look({ heads: [Number(e.currentTarget.value)] })}>{Array.from({ length: headCount() }, (_, h) => <option key={h} value={h}>{h}</option>)}</select></label>}</div>
-      {part === "qk" ? <Score q={q} head={head} /> : <><Waiting of={mlp} />{mlp.value && <><Mlps mlp={mlp.value} /><Corpus key={`${view.run} ${view.layer}`} mlp={mlp.value} /></>}</>}</section>
-    <Side><Snippet code={part === "mlp" ? mlp.value?.snippet ?? "" : `${base()}\nprint(${view.k === null ? `tape.row(${view.layer}, ${head}, ${q}` : `tape.qk_terms(${view.layer}, ${head}, ${q}, ${view.k}`}, stack="${view.stack}"))`} /><Exports name={part} rows={part === "mlp" && mlp.value ? () => [["neuron", "activation", "writes", "promotes", "suppresses"], ...mlp.value!.neurons.map((n) => [n.neuron, n.value, n.writes, n.promoted.map((c) => c.s).join(" "), n.suppressed.map((c) => c.s).join(" ")])] : undefined} /><Honest /></Side>
+      {part === "qk" ? none ? <p class="quiet">{w.noMatrix}</p> : score.value ? <Score q={q} head={head} found={score.value} /> : <Waiting of={score} /> : <><Waiting of={mlp} />{mlp.value && <><Mlps mlp={mlp.value} /><Corpus key={`${view.run} ${view.layer}`} mlp={mlp.value} /></>}</>}</section>
+    <Side><Snippet code={part === "mlp" ? mlp.value?.snippet ?? "" : `${base()}\nprint(${view.k === null ? `tape.row(${view.layer}, ${head}, ${q}` : `tape.qk_terms(${view.layer}, ${head}, ${q}, ${view.k}`}, stack="${view.stack}"))`} /><Exports name={part} rows={(part === "mlp" ? mlp : score).value ? rows : undefined} /><Honest /></Side>
   </>;
 }
 
-function Score({ q, head }: { q: number; head: number }) {
+function Score({ q, head, found: t }: { q: number; head: number; found: Tensors }) {
   const { view, w } = useShared();
-  const none = current()?.layers[view.layer]?.attn === "none";
-  const call = `runs/${view.run}/qk/${view.stack}/${view.layer}/${head}?i=${q}`;
-  const asked = useAsked(none ? null : call, () => tensors(call));
-  if (none) return <p class="quiet">{w.noMatrix}</p>;
-  if (!asked.value) return <Waiting of={asked} />;
-  const t = asked.value, weight = t.get("weight").data, n = weight.length;
+  const weight = t.get("weight").data, n = weight.length;
   if (n !== keys().length) return null;
   const best = Array.from({ length: n }, (_, j) => j).sort((a, b) => weight[b] - weight[a]);
   const k = view.k !== null && view.k < n ? view.k : best.find((j) => j > 0) ?? 0;
