@@ -26,9 +26,9 @@ from tqdm import tqdm
 
 from mirada import registry
 from mirada.core.linear import KEPT
-from mirada.edit.rates import dropout
 from mirada.edit.frozen import freeze
 from mirada.edit.lowrank import lora, merge
+from mirada.edit.rates import dropout
 from mirada.errors import MiradaError, WorkFailed
 from mirada.model import Model
 from mirada.train import checkpoint, loop, optim, supervised

@@ -170,7 +170,7 @@ def open_run(folder: Path):
     model, reads = objectives.whole(name, model, run.whole_plan().seed), _reads(run)
     data: corpus.Corpus | dict
     if reads == "rows":
-        data = {Path(name).stem: rows(name) for name in run.data}
+        data = {name: rows(name) for name in run.data}
     elif made.exists():
         data = corpus.Corpus.open(made)
     else:
