@@ -130,7 +130,7 @@ def test_a_bad_row_is_named_and_the_rest_is_kept(pipe, tmp_path, capsys, monkeyp
     ("a.csv", "text\nx\n", ["text", "n", "m"], "the column 'm' is for nothing"),
     ("a.csv", "text\nx\n", ["words=text"], "is for nothing: text-classification reads text, "),
     ("a.txt", "x\n", ["a", "b"], "has a text a line"),
-    ("a.parquet", "x", [], "does not end in one of .txt"),
+    ("a.xlsx", "x", [], "does not end in one of .txt"),
 ])
 def test_a_file_that_cannot_be_read_at_all(pipe, tmp_path, name, text, columns, said):
     with pytest.raises(MiradaError, match=said):
