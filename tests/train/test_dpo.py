@@ -123,7 +123,8 @@ def test_the_win_rate_rises(way, undecided):
     result = fit(model, objective, replace(PLAN, steps=40),
                  Recipe(rate=3e-4 if way == "whole" else 1e-3))
     first, last = result.history[0], result.history[-1]
-    assert abs(first["loss"] - math.log(2)) < 1e-6 and first["margin"] == 0
+    assert abs(first["loss"] - math.log(2)) < 1e-6
+    assert abs(first["margin"]) < 1e-6  # float32: the one that trains fuses its GELU
     assert last["loss"] < 0.4 and last["right"] == 1 and last["margin"] > 0.9
     share = wins(model, undecided)
     assert share > 0.65, share
