@@ -338,17 +338,14 @@ class _Ledger:
 
 
 class _Fused(torch.autograd.Function):
-    """Keeps what a fused attention kernel keeps: q, k, v, its output and a number a row."""
+    """Keeps what a fused attention kernel keeps: q, k, v, its output and a number a row. A plan
+    goes forward only: there is no backward."""
 
     @staticmethod
     def forward(ctx, q, k, v):
         out = q.new_empty(*q.shape[:-1], v.shape[-1])
         ctx.save_for_backward(q, k, v, out, q.new_empty(q.shape[:-1], dtype=torch.float32))
         return out
-
-    @staticmethod
-    def backward(ctx, grad):
-        raise NotImplementedError("a plan goes forward only")
 
 
 def _fused(q, kv, **how) -> Tensor:

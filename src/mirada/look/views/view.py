@@ -26,7 +26,7 @@ SMALLER = ("take fewer layers (include_layers=[...]) or a shorter text, or open 
 HERE = Path(__file__).parent / "page"
 
 
-class View:
+class View(draw.Drawn):
     """What can be looked at as a page and as a picture, and read as numbers.
 
     Each kind says what its page is given in contents(), what the page's script is called in kind,
@@ -39,10 +39,6 @@ class View:
     def contents(self, lang: str) -> tuple[str, dict, Iterable[bytes]]:
         """(title, what the script reads as JSON, bytes that go with it)."""
         raise NotImplementedError(f"{type(self).__name__} has no page")
-
-    def figure(self):
-        """The view as a matplotlib figure."""
-        raise NotImplementedError(f"{type(self).__name__} has no figure")
 
     def html(self, lang: str | None = None) -> str:
         """The page, in en or es. Raises MiradaError where it would be larger than MOST."""
