@@ -27,14 +27,21 @@ from mirada.core.position import ByChannel, Dynamic, Learned, Rotary
 from mirada.errors import MiradaError
 from mirada.kernels import native as rt
 from mirada.kernels.blocks import offset
-from mirada.kernels.native import Memory, Native, Operator, Program, Unbuilt, library
+from mirada.kernels.native import (
+    Memory,
+    Native,
+    Operator,
+    Packing,
+    Program,
+    Unbuilt,
+    library,
+)
 from mirada.model import Model
 
 ACTS: dict[int, Callable[[Tensor], Tensor]] = {  # the runtime's activations, by its numbers
     1: F.silu, 2: F.gelu, 3: lambda x: F.gelu(x, approximate="tanh"), 4: F.relu,
     5: lambda x: F.relu(x).square()}
 TABLE = 1024  # positions that the rotary tables hold at first; they double
-SLICE = 1 << 21  # bytes of a file that are packed at a time, and then let go of
 CACHES = tuple(rt.CACHES)  # how the runtime may keep keys and values
 LOGITS = -1  # stands for the buffer behind the last: the caller's
 FLOATS = {torch.float32: "F32", torch.float16: "F16", torch.bfloat16: "BF16"}
@@ -418,26 +425,23 @@ class Lowering:
 
     def pack(self, lib) -> None:
         """Copy every matrix into the runtime's layout, and let go of the file's pages after it."""
-        def shape(op, place):
-            at = getattr(op, place)
-            return at, (at.kind, at.rows, at.cols)
-
-        sizes = [lib.mirada_packed_bytes(*shape(op, place)[1]) for op, place, *_ in self.packs]
+        ends = [getattr(op, place) for op, place, *_ in self.packs]
+        sizes = [lib.mirada_packed_bytes(at.kind, at.rows, at.cols) for at in ends]
         lib.mirada_tidy()
         memory = Memory(lib, sum(sizes))
         self.keep.append(memory)
-        for (op, place, rows, zeros), size in zip(self.packs, sizes, strict=True):
-            at, numbers = shape(op, place)
-            rows = offset(rows) if zeros else rows
+        jobs = (Packing * len(ends))()
+        for n, ((_, _, rows, zeros), at, size) in enumerate(zip(self.packs, ends, sizes,
+                                                                strict=True)):
             at.data = memory.take(size)
-            stride, tiles = rows.nbytes // at.rows, -(-at.rows // 16)
-            some = max(1, SLICE // (16 * stride))  # tiles at a time
-            for tile in range(0, tiles, some):
-                here, count = tile * 16 * stride, min(16 * some, at.rows - 16 * tile)
-                to, of = at.data + size // tiles * tile, rows.data_ptr() + here
-                lib.mirada_pack(at.kind, count, at.cols, of, to, torch.get_num_threads())
-                lib.mirada_forget(of, count * stride)
+            jobs[n] = Packing(at.kind, at.rows, at.cols, 0, rows.data_ptr(), at.data)
+            if zeros:  # a copy that lives no longer than its own packing
+                copy = offset(rows)
+                jobs[n].source = copy.data_ptr()
+                lib.mirada_pack(jobs[n], 1, torch.get_num_threads())
+                jobs[n].rows = 0
             at.kind = lib.mirada_kind(at.kind)
+        lib.mirada_pack(jobs, len(jobs), torch.get_num_threads())
 
 
 class _Turns:

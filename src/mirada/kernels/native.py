@@ -61,6 +61,11 @@ class Program(ctypes.Structure):
     _fields_ += [("width", c_int32 * BUFFERS), ("page_bytes", c_int64)]
 
 
+class Packing(ctypes.Structure):
+    _fields_ = [(name, c_int32) for name in ("type", "rows", "cols", "stays")]
+    _fields_ += [("source", c_void_p), ("target", c_void_p)]
+
+
 class Batch(ctypes.Structure):
     _fields_ = [(name, c_int32) for name in (
         "tokens", "sequences", "pages", "scored", "pool_pages", "unused")]
@@ -96,7 +101,7 @@ def library(*more: str) -> ctypes.CDLL:
     lib.mirada_memory.restype = c_void_p
     lib.mirada_memory.argtypes = [c_int64]
     lib.mirada_release.argtypes = lib.mirada_forget.argtypes = [c_void_p, c_int64]
-    lib.mirada_pack.argtypes = [c_int32] * 3 + [c_void_p] * 2 + [c_int32]
+    lib.mirada_pack.argtypes = [ctypes.POINTER(Packing), c_int32, c_int32]
     lib.mirada_expand.argtypes = [c_int32] * 2 + [c_void_p] * 2
     return lib
 

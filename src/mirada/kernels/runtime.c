@@ -602,23 +602,6 @@ static void run(work work, void *job, int threads) {
     barrier(active);
 }
 
-typedef struct { int type, rows, cols; const uint8_t *from; uint8_t *to; atomic_int next; } packing;
-
-static void pack_some(void *job, int thread, int threads) {
-    packing *p = job;
-    int64_t stride = row_bytes(p->type, p->cols), size = layout_of(kind_of(p->type), p->cols).size;
-    for (int t; (t = atomic_fetch_add(&p->next, 1)) * LANES < p->rows;)
-        pack_tile(p->type, p->from + t * LANES * stride, MIN(LANES, p->rows - t * LANES), p->cols,
-                  p->to + t * size);
-}
-
-void mirada_pack(int type, int rows, int cols, const uint8_t *from, uint8_t *to, int threads) {
-    packing p = {.type = type, .rows = rows, .cols = cols, .from = from, .to = to};
-    pthread_mutex_lock(&crew.one);
-    run(pack_some, &p, MAX(1, MIN(threads, THREADS)));
-    pthread_mutex_unlock(&crew.one);
-}
-
 void mirada_expand(int type, int cols, const uint8_t *row, float *out) {
     expand(type, row, cols, out);
 }
@@ -659,6 +642,38 @@ void mirada_forget(const uint8_t *p, int64_t bytes) {
     }
     if (file >= 0) close(file);
 #endif
+}
+
+typedef struct { int32_t type, rows, cols, stays; const uint8_t *from; uint8_t *to; } packing;
+typedef struct { packing p; atomic_int next; } packed;
+
+static void pack_some(void *job, int thread, int threads) {
+    packed *k = job;
+    packing p = k->p;
+    int64_t stride = row_bytes(p.type, p.cols), size = layout_of(kind_of(p.type), p.cols).size;
+    for (int t; (t = atomic_fetch_add(&k->next, 1)) * LANES < p.rows;)
+        pack_tile(p.type, p.from + t * LANES * stride, MIN(LANES, p.rows - t * LANES), p.cols,
+                  p.to + t * size);
+}
+
+/* Each matrix in turn, SLICE bytes of a file at a time, whose pages are then let go of. One call for
+   all of them: its caller's interpreter is free meanwhile. */
+void mirada_pack(const packing *matrices, int count, int threads) {
+    enum { SLICE = 1 << 21 };
+    pthread_mutex_lock(&crew.one);
+    for (const packing *p = matrices; p < matrices + count; p++) {
+        int64_t stride = row_bytes(p->type, p->cols);
+        int64_t size = layout_of(kind_of(p->type), p->cols).size;
+        int some = MAX(1, SLICE / (LANES * stride)) * LANES;
+        for (int row = 0; row < p->rows; row += some) {
+            packed part = {.p = *p};
+            part.p.rows = MIN(some, p->rows - row);
+            part.p.from += row * stride, part.p.to += row / LANES * size;
+            run(pack_some, &part, MAX(1, MIN(threads, THREADS)));
+            if (!p->stays) mirada_forget(part.p.from, part.p.rows * stride);
+        }
+    }
+    pthread_mutex_unlock(&crew.one);
 }
 
 INLINE int padded(const operator *o) { return (o->value + LANES - 1) / LANES * LANES; }
