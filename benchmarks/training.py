@@ -31,10 +31,10 @@ def ids(shape: str, seed: int = 0) -> torch.Tensor:
 def ours(shape: str, steps: int) -> list[float]:
     """Seconds of each step."""
     import mirada
+    from mirada.train.allocator import keep_freed
     from mirada.train.corpus import Corpus
     from mirada.train.language import NextToken
     from mirada.train.loop import Plan, fit
-    from mirada.train.memory import keep_freed
     from mirada.train.optim import Recipe
     rows, length, layers, width, heads, vocab = SHAPES[shape]
     keep_freed()

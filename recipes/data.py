@@ -32,6 +32,9 @@ ARCHIVES = {  # name: how it is fetched, its file, its SHA-256
             "9f463f28ce665f6f528fc723179722bced880a4c5485f7a41bf742838315de57"),
     "sparv": (["apt", "sword-text-sparv=2.60-1"], "sword-text-sparv_2.60-1_all.deb",
               "5c87f9b2bc97457e8a872f5bae7ea7ce59cb3de1dcee73e4d4740451863694cf"),
+    "proteins": (["apt", "mmseqs2-examples=14-7e284+ds-1"],
+                 "mmseqs2-examples_14-7e284+ds-1_all.deb",
+                 "ad2a14a4ca48735eff75de49b702ba969187c4e3b7814b8ae4ec0073f17cd4d2"),
 }
 CLIENTS = {
     "pip": [sys.executable, "-m", "pip", "--disable-pip-version-check", "download", "-q",
@@ -183,6 +186,20 @@ def tagged() -> None:
         write(f"brown{tail}.jsonl", "".join(json.dumps(row) + "\n" for row in some))
 
 
+def proteins() -> None:
+    """Every third sequence of a sample of UniProt, a residue a word: each becomes a token."""
+    [packed] = from_deb(fetched("proteins"), r"example-data/DB\.fasta\.gz$").values()
+    unzip = zlib.decompressobj(31)  # of gzip's form
+    fasta = unzip.decompress(packed, LARGEST).decode("ascii")
+    if not unzip.eof:
+        sys.exit("the file of proteins is too large, or cut off")
+    every = [record.partition("\n")[2] for record in fasta.removeprefix(">").split("\n>")]
+    kept = [sequence.replace("\n", "") for sequence in every][::3]
+    for tail, test in (("", False), ("-test", True)):
+        table(f"proteins{tail}", ("text",),
+              [(" ".join(sequence),) for sequence in kept if test_row(sequence) == test])
+
+
 def split(name: str, rows: dict[str, str]) -> None:
     for tail, test in (("", False), ("-test", True)):
         table(f"{name}{tail}", ("text", "label"),
@@ -203,5 +220,5 @@ def write(name: str, text: str) -> None:
 
 
 if __name__ == "__main__":
-    for make in (bibles, labelled, tagged):
+    for make in (bibles, labelled, tagged, proteins):
         make()

@@ -12,6 +12,7 @@ os.environ["TRANSFORMERS_OFFLINE"] = "1"
 import random
 import socket
 import sys
+import tempfile
 from pathlib import Path
 
 import hypothesis
@@ -24,6 +25,13 @@ hypothesis.settings.register_profile(
     "fixed", derandomize=True, deadline=None, database=None, print_blob=False
 )
 hypothesis.settings.load_profile("fixed")
+
+# What tests and their processes put aside lies in one folder, which goes with the session: even
+# where they are killed. tmp_path stays where pytest keeps it (of tests that failed).
+if "PYTEST_XDIST_WORKER" not in os.environ:  # a worker has its folder from the one that began it
+    os.environ.setdefault("PYTEST_DEBUG_TEMPROOT", tempfile.gettempdir())
+    ASIDE = tempfile.TemporaryDirectory(prefix="mirada-tests-", ignore_cleanup_errors=True)
+    os.environ["TMPDIR"] = tempfile.tempdir = ASIDE.name
 
 NO_SKIP = os.environ.get("MIRADA_NO_SKIP") == "1"
 CORE = Path(__file__).parent / "core"

@@ -1,5 +1,6 @@
 """The frame of the suite itself: the shelf of real models, the network guard, skips that fail."""
 
+import getpass
 import hashlib
 import os
 import shutil
@@ -166,3 +167,36 @@ def test_skips_fail_where_nothing_may_be_skipped(tmp_path, no_skip, outcome):
     command += ["--rootdir", tmp_path, "-c", os.devnull, "--continue-on-collection-errors"]
     run = subprocess.run(command, env=environment, cwd=tmp_path, capture_output=True, text=True)
     assert outcome in run.stdout, run.stdout
+
+
+LEFT = """
+import subprocess
+import sys
+import tempfile
+
+import pytest
+
+@pytest.mark.parametrize("turn", range(2))
+def test_leaves_things(turn, tmp_path):
+    tempfile.mkdtemp(prefix="left-")
+    program = "import os, tempfile; open(tempfile.mkdtemp() + '/x', 'w'); os.kill(os.getpid(), 9)"
+    assert subprocess.run([sys.executable, "-c", program]).returncode == -9
+    (tmp_path / "y").touch()
+"""
+
+
+@pytest.mark.parametrize("workers", [(), ("-n", "2")])
+def test_a_session_leaves_nothing_behind(tmp_path, workers):
+    """Not even what its tests, or processes of theirs that were killed, never removed."""
+    aside, inner = tmp_path / "aside", tmp_path / "inner"
+    aside.mkdir(), inner.mkdir()
+    shutil.copy(TESTS / "conftest.py", inner)
+    (inner / "test_left.py").write_text(LEFT)
+    own = ("PYTEST_XDIST_WORKER", "PYTEST_DEBUG_TEMPROOT")
+    environment = {k: v for k, v in os.environ.items() if k not in own} | {"TMPDIR": str(aside)}
+    command = [sys.executable, "-m", "pytest", "-q", "-p", "no:cacheprovider", *workers, inner]
+    command += ["--rootdir", inner, "-c", TESTS.parent / "pyproject.toml"]
+    run = subprocess.run(command, env=environment, cwd=inner, capture_output=True, text=True)
+    assert "2 passed" in run.stdout, run.stdout
+    assert not [path for path in aside.rglob("*") if path.is_file()]
+    assert [path.name for path in aside.iterdir()] == [f"pytest-of-{getpass.getuser()}"]

@@ -24,8 +24,13 @@ NAMES = ("demo", "run", "chat", "next", "task", "search", "eval", "code", "look"
 def main(argv: list[str] | None = None) -> int:
     """Run one command; the exit code."""
     gc.set_threshold(100_000)  # what importing torch makes stays: a tenth of it is the looking
-    args = _parser().parse_args(argv)
+    argv = sys.argv[1:] if argv is None else argv
+    args = _parser(argv[:1] if argv and argv[0] in NAMES else NAMES).parse_args(argv)
     try:
+        if getattr(args, "loads", False):
+            from mirada.ahead import Ahead
+            gc.disable()  # until the model is there: nothing that an import makes is garbage
+            args.ahead = Ahead(args.model, args.speaks)
         return args.run(args) or 0
     except MiradaError as error:
         if args.debug:
@@ -43,16 +48,18 @@ def main(argv: list[str] | None = None) -> int:
             raise
         print(f"mirada: {error.filename or 'file'}: {error.strerror or error}", file=sys.stderr)
         return 1
+    finally:
+        gc.enable()
 
 
-def _parser() -> argparse.ArgumentParser:
+def _parser(names=NAMES) -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(
         prog="mirada", description="Run Transformers on your own computer, and look inside them.",
         epilog="MODEL is a folder, a .gguf file, a short name (smollm2, minilm), or for describe "
                "and diff a family and size (gpt2:small). Start with: mirada demo")
     parser.add_argument("--version", action="version", version=f"mirada {__version__}")
     commands = parser.add_subparsers(title="commands", metavar="COMMAND", required=True)
-    for name in NAMES:
+    for name in names:
         module = importlib.import_module(f"mirada.commands.{name}")
         command = commands.add_parser(name, help=module.HELP, description=module.HELP)
         module.fill(command)

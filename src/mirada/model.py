@@ -116,8 +116,8 @@ class Model(nn.Module):
     def tokenizer(self):
         """The tokenizer that came with the files; read when first used."""
         if self._tokenizer is None and self.origin.path is not None:
-            from mirada import registry
-            self._tokenizer = registry.tokenizer(self)
+            from mirada.text.tokenizer import Tokenizer
+            self._tokenizer = Tokenizer.beside(self.origin.path)
         return self._tokenizer
 
     @tokenizer.setter

@@ -520,22 +520,6 @@ def written_config(model: Model) -> dict:
     return written | {"model_type": kind, "architectures": [model.architecture], "dtype": dtype}
 
 
-def tokenizer(model: Model):
-    """The tokenizer that lies beside a model's weights, or None."""
-    path = Path(model.origin.path)
-    names = ("tokenizer.json", "vocab.txt", "vocab.json", "spiece.model", "tokenizer.model",
-             "spm.model", "sentencepiece.bpe.model")
-    if path.is_dir() and not any((path / name).is_file() for name in names):
-        return None
-    from mirada.text.tokenizer import Tokenizer
-    if path.is_dir():
-        return Tokenizer.from_folder(path)
-    from mirada.weights.gguf import GGUF as Reader
-    with Reader(path) as reader:  # a file may hold a model alone
-        known = reader.metadata.get("tokenizer.ggml.model", "no_vocab") != "no_vocab"
-        return Tokenizer.from_gguf(reader.metadata) if known else None
-
-
 def _load_parts(path: Path, dtype, device, ignore, architecture) -> Model:
     """LLaMA as it was first published: params.json beside consolidated.00.pth ..."""
     fam, where = family("llama"), path / "params.json"

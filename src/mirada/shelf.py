@@ -106,6 +106,14 @@ def find(name: str) -> Path:
     return folder / entry.path
 
 
+def place(name: str) -> Path | None:
+    """Where a short name's file or folder lies, its bytes unchecked; None where that is unknown, or
+    where its tokenizer lies elsewhere."""
+    entry = None if Path(name).exists() else ENTRIES.get(name)
+    folder = None if entry is None or entry.vocabulary else _folder(entry)
+    return None if folder is None else folder / entry.path
+
+
 def ahead(name: str) -> None:
     """Begin to check a short name's file beside other work, so that `find` has less to wait for;
     any other name is left alone."""

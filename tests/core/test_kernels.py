@@ -103,7 +103,8 @@ def test_every_kernel_gives_what_exact_gives(which, name, groups, dtype):
 def test_what_this_machine_could_not_exercise_is_named():
     """A kernel that no call of the table can reach here would be untested: it is named, loudly."""
     calls = [call(*c) for c in itertools.product(MASKS, (1, 2, 4), DTYPES, VARIANTS)]
-    untested = [name for name, k in KERNELS.items() if all(k.cannot(c) for c in calls)]
+    untested = [name for name, k in KERNELS.items() if all(k.cannot(c) for c in calls)
+                and name != "rows"]  # which only trains: test_rows.py
     if untested:
         warnings.warn(f"attention kernels not exercised on this machine: {untested}", stacklevel=1)
     assert not {"exact", "sdpa", "sparse"} & set(untested)
@@ -118,7 +119,7 @@ def test_sdpa_says_what_it_has_not():
 
 
 def test_the_first_that_can_goes_first():
-    assert choose(call("all", 4, torch.float32)) == PREFERENCE[1] == "sdpa"
+    assert choose(call("all", 4, torch.float32)) == PREFERENCE[2] == "sdpa"
     assert choose(call("all", 4, torch.float32, "cap")) == "exact"
     assert choose(call("strided", 4, torch.float32)) == PREFERENCE[0] == "sparse"
     assert choose(call("strided behind a cache", 4, torch.float32)) == "sdpa"

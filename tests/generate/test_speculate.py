@@ -12,7 +12,7 @@ from mirada.generate.loop import single
 from mirada.generate.options import Options
 from mirada.generate.speculate import Pace, Speculative, accept
 
-FAMILIES = ("llama", "gpt2", "mistral", "gemma2", "bloom", "gptneo")
+WINDOWS = ("mistral", "gemma2")  # every family, in short: test_every_path.py
 
 
 def model_of(family: str, seed: int = 0, **changes):
@@ -32,7 +32,7 @@ def always(monkeypatch):
 
 @pytest.mark.scope("1.15.6")
 @pytest.mark.parametrize("cache", ["growing", "static", "rolling"])
-@pytest.mark.parametrize("family", FAMILIES)
+@pytest.mark.parametrize("family", WINDOWS)
 def test_greedy_answers_are_the_model_s_own(family, cache, monkeypatch):
     always(monkeypatch)
     model, other = model_of(family), model_of(family, seed=1)
@@ -184,6 +184,7 @@ def test_what_cannot_guess(llama, tmp_path):
     for given, says in (
             ({"assistant_model": model_of("llama", vocab=64)}, "another vocabulary"),
             ({"assistant_model": mirada.build("t5:tiny")}, "decoder that guesses"),
+            ({"assistant_model": mirada.build("bert:tiny")}, "decoder that guesses"),
             ({"assistant_model": "small"}, "assistant_model is 'small'; it must be a model"),
             ({"assistant_model": llama, "num_beams": 2}, "beams are not guessed"),
             ({"prompt_lookup_num_tokens": 3, "num_return_sequences": 2, "temperature": 1.0},
@@ -197,3 +198,61 @@ def test_lookup_guesses_from_the_nearest_longest_match():
     assert guess([1, 2, 3, 9, 2, 3, 7, 1, 2, 3], 2, None) == ([9, 2], None)
     assert guess([8, 3, 5, 3, 6, 3], 1, None) == ([6], None)
     assert guess([1, 2, 3], 4, None) == ([], None)
+
+
+# ---- encoder-decoders ---------------------------------------------------------------------------
+
+
+@pytest.fixture(scope="module")
+def bart():
+    """A model with a longest context, whose answers do not begin alike."""
+    model = model_of("bart")
+    with torch.no_grad():
+        for p in model.parameters():
+            p.mul_(8 if p.ndim > 1 else 1)
+    return model
+
+
+SOURCE = [5, 6, 7, 8, 9, 10, 11]
+ANSWER = dict(max_new_tokens=20, eos_token_id=(), repetition_penalty=1.5, num_beams=1)
+
+
+@pytest.mark.parametrize("padded", [False, True])
+def test_an_encoder_decoder_guesses_for_its_like(bart, padded, monkeypatch):
+    """The draft reads the source too, pads and all, and what it would write is what it says."""
+    always(monkeypatch)
+    ids = torch.tensor([SOURCE + [1, 1] * padded])
+    mask = (ids != 1).long()
+    plain = bart.generate(ids, mask, **ANSWER)
+    assert not padded or torch.equal(plain, bart.generate([SOURCE], **ANSWER))
+    run = single(bart, ids, mask, ANSWER | {"assistant_model": bart, "num_assistant_tokens": 4})
+    list(run)
+    assert torch.equal(run.ids, plain) and run.drafted == run.accepted == 15
+    other = bart.generate([[50, 60]], **ANSWER)
+    assert not torch.equal(other, plain), "the source says nothing"
+
+
+def test_a_draft_without_room_for_the_source_does_not_guess(bart, monkeypatch):
+    always(monkeypatch)
+    small = model_of("bart", context=16)
+    for count, drafted in ((16, True), (17, False)):
+        source = list(range(5, 5 + count))
+        run = single(bart, source, None, ANSWER | {"assistant_model": small})
+        list(run)
+        assert torch.equal(run.ids, bart.generate(source, **ANSWER))
+        assert bool(run.drafted) == drafted
+
+
+def test_lookup_finds_what_an_answer_takes_from_its_source(bart):
+    run = single(bart, SOURCE, None, ANSWER | {"prompt_lookup_num_tokens": 3})
+    assert run.guesser.guess([2, 7, 8], 3, run) == ([9, 10, 11], None)
+    decoder = single(model_of("gpt2"), SOURCE, None, {"prompt_lookup_num_tokens": 3})
+    assert decoder.guesser.before == []
+    two = single(model_of("fsmt"), SOURCE, None, ANSWER | {"prompt_lookup_num_tokens": 3})
+    assert two.guesser.before == [], "its source is written in other tokens than its answer"
+
+
+def test_another_vocabulary_of_the_answer_is_refused():
+    model, other = model_of("fsmt"), model_of("fsmt", target=1000)
+    with pytest.raises(MiradaError, match="another vocabulary"):
+        model.generate(SOURCE, max_new_tokens=3, assistant_model=other)

@@ -44,12 +44,14 @@ def pair(tmp_path_factory) -> Pair:
     return Pair(like, folder, theirs, mirada.load(folder), like.inputs(like))
 
 
+@pytest.mark.scope("1.6.3")
 @pytest.mark.parametrize("check", ["outputs", "right_padding", "left_padding", "cached",
                                    "gradients", "loss", "recording", "broken"])
 def test_parity(pair, check, tmp_path):
     harness.CHECKS[check](pair, tmp_path)
 
 
+@pytest.mark.scope("1.6.3")
 def test_only_the_odd_layers_are_banded(pair):
     masks = [block.attn.f.mask for block in pair.ours.body.blocks]
     assert [mask.window for mask in masks] == [None, WINDOW, None, WINDOW]
@@ -65,6 +67,7 @@ def test_files(pair, tmp_path):
     assert again.config == pair.ours.config and again.family == "gpt3"
 
 
+@pytest.mark.scope("1.6.3")
 @pytest.mark.parametrize("size, said", [
     ("small", 125e6), ("medium", 350e6), ("large", 760e6), ("2.7b", 2.7e9), ("6.7b", 6.7e9)])
 def test_table_2_1(size, said):
@@ -72,6 +75,7 @@ def test_table_2_1(size, said):
     assert abs(sum(p.numel() for p in model.parameters()) / said - 1) < 0.02
 
 
+@pytest.mark.scope("1.6.3")
 def test_the_175b_shape():
     model = mirada.build("gpt3:175b", device="meta")
     c = model.config

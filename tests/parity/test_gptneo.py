@@ -29,7 +29,7 @@ ROWS = [
     row("GPTNeoForTokenClassification", num_labels=3),
     row("GPTNeoForQuestionAnswering"),
 ]
-test_parity = pytest.mark.scope("1.6.10")(table(ROWS))
+test_parity = pytest.mark.scope("1.6.10", "1.6.3")(table(ROWS))
 
 
 @pytest.mark.parametrize("size, count", [

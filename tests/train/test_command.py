@@ -13,7 +13,7 @@ from transformers import AutoModelForCausalLM, AutoModelForMaskedLM, AutoTokeniz
 import mirada
 from mirada.cli import main
 from mirada.errors import MiradaError
-from mirada.train import config
+from mirada.train import checkpoint, config
 from mirada.train.log import history
 
 LINES = [f"El número {n} viene antes que el {n + 1}, y detrás del {n - 1}." for n in range(60)]
@@ -71,19 +71,40 @@ def test_a_file_says_it_all_and_words_come_before_it(book, tmp_path, monkeypatch
     assert mirada.load("runs/llama-tiny-1/model").config.layers == 1
 
 
+WAITS = """
+import signal
+import sys
+import time
+
+from mirada.cli import main
+from mirada.train.log import Folder
+
+log = Folder.log
+
+def waiting(self, line):
+    log(self, line)
+    handler = signal.getsignal(signal.SIGTERM)
+    while line["step"] == 5 and signal.getsignal(signal.SIGTERM) is handler:
+        time.sleep(0.002)  # for the first signal, which puts the former handler back
+
+Folder.log = waiting
+sys.exit(main(sys.argv[1:]))
+"""
+
+
 @pytest.mark.parametrize("end", [signal.SIGKILL, signal.SIGTERM])
 def test_resume_needs_the_folder_alone(book, tmp_path, end):
-    words = ["train", "gpt2:tiny", "--data", book, *SMALL, "--steps", "30", "--out"]
+    words = ["train", "gpt2:tiny", "--data", book, *SMALL, "--steps", "12", "--out"]
     assert main([*words, str(tmp_path / "whole")]) == 0
     out = tmp_path / "cut"
-    process = subprocess.Popen([sys.executable, "-m", "mirada.cli", *words, str(out)],
+    process = subprocess.Popen([sys.executable, "-c", WAITS, *words, str(out)],
                                stdout=subprocess.PIPE, text=True)
     while len(history(out)) < 5 and process.poll() is None:
         time.sleep(0.005)
     process.send_signal(end)
     said = process.communicate()[0]
-    at = len(history(out))
-    assert at < 30 and not (out / "model").exists()
+    assert len(history(out)) == 5 and not (out / "model").exists()
+    assert checkpoint.steps(out / "checkpoints")[-1] == (5 if end == signal.SIGTERM else 4)
     if end == signal.SIGTERM:
         assert process.returncode == 0 and f"--resume {out}" in said
     (tmp_path / "book.txt").unlink()  # its tokens are in the folder

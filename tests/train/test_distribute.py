@@ -3,6 +3,7 @@
 import contextlib
 import json
 import os
+import random
 import shutil
 import signal
 import subprocess
@@ -176,21 +177,46 @@ def killed(folder):
     trained(uneven, folder / "run", world.join(1), plan=replace(PLAN, steps=30, save=2))
 
 
+def survives(folder, times, seed=0):
+    """SIGKILL of one of two at chance moments; what they keep at the end is the same to the last
+    bit as what two keep that nothing interrupted."""
+    assert set(ranks.together(killed, 2, folder / "whole")) == {0}
+    draw, number = random.Random(seed), 0
+    for _ in range(times):
+        cut = folder / str(number)
+        children = ranks.begin(killed, 2, cut)
+        kills.wait(children[1], cut / "run", len(history(cut / "run")) + draw.randrange(1, 7))
+        time.sleep(draw.random() * 0.03)
+        victim = draw.randrange(2)
+        children[victim].kill()
+        codes = ranks.ended(children)
+        if codes == [0, 0]:  # it had ended: the next kills are of a new run
+            _same_end(folder, cut)
+            number += 1
+            continue
+        assert codes[victim] == -signal.SIGKILL
+        assert codes[1 - victim] != 0 or len(history(cut / "run")) == 30, "ends as if well"
+    _same_end(folder, cut)
+
+
+def _same_end(folder, cut):
+    assert set(ranks.together(killed, 2, cut)) == {0}
+    assert [x["step"] for x in history(cut / "run")] == list(range(1, 31))
+    ends = [json.loads((run / "run/checkpoints/step-00000030/MANIFEST.json").read_text())
+            for run in (folder / "whole", cut)]
+    assert ends[0]["files"] == ends[1]["files"]
+
+
 @pytest.mark.filterwarnings("ignore")
 @pytest.mark.scope("1.17.7")
 def test_a_run_whose_process_was_killed_ends_as_if_it_was_not(tmp_path):
-    """SIGKILL of one of two; what they keep at the end is the same to the last bit."""
-    assert set(ranks.together(killed, 2, tmp_path / "whole")) == {0}
-    children = ranks.begin(killed, 2, tmp_path / "cut")
-    kills.wait(children[1], tmp_path / "cut/run", 7)
-    children[1].kill()
-    codes = ranks.ended(children)
-    assert codes[1] == -signal.SIGKILL and codes[0] != 0, "the other one must not end as if well"
-    assert 0 < len(history(tmp_path / "cut/run")) < 30
-    assert set(ranks.together(killed, 2, tmp_path / "cut")) == {0}
-    ends = [json.loads((tmp_path / run / "run/checkpoints/step-00000030/MANIFEST.json").read_text())
-            for run in ("whole", "cut")]
-    assert ends[0]["files"] == ends[1]["files"]
+    survives(tmp_path, 3)
+
+
+@pytest.mark.slow
+@pytest.mark.filterwarnings("ignore")
+def test_killed_often(tmp_path):
+    survives(tmp_path, kills.OFTEN, seed=1)
 
 
 def full(folder):

@@ -7,7 +7,7 @@ import torch
 import torch.nn.functional as F
 
 import mirada
-from mirada.train import loop, loss, memory
+from mirada.train import allocator, loop, loss
 from mirada.train.corpus import Corpus
 from mirada.train.language import NextToken
 from mirada.train.loop import Plan, fit
@@ -127,5 +127,5 @@ def test_bfloat16_is_taken_where_it_pays(monkeypatch):
 
 def test_freed_memory_stays_and_changes_no_number():
     first = fit(small(), Words(), PLAN, RECIPE).loss
-    assert isinstance(memory.keep_freed(), bool)
+    assert isinstance(allocator.keep_freed(), bool)
     assert fit(small(), Words(), PLAN, RECIPE).loss == first

@@ -106,7 +106,8 @@ def low_rank():
 
 
 @pytest.mark.scope("1.13.9")
-def test_killed(tmp_path):
+@pytest.mark.parametrize("setup", [setup, low_rank])
+def test_killed(setup, tmp_path):
     kills.survives(setup, tmp_path)
 
 

@@ -1,7 +1,11 @@
-"""The recipes' data: archives are read as what they are, and nothing broken passes."""
+"""The recipes: archives are read as what they are, nothing broken passes, and figures are held."""
 
+import csv
+import gzip
 import io
+import json
 import lzma
+import random
 import struct
 import tarfile
 import tomllib
@@ -10,10 +14,17 @@ import zlib
 from pathlib import Path
 
 import pytest
+import torch
 
-from mirada.train import config
-from recipes import data
+import mirada
+from mirada import cli
+from mirada.tasks.metrics import translations
+from mirada.train import baselines, config, seq2seq
+from mirada.train.loop import Plan
+from mirada.train.loss import IGNORED, token_loss
+from recipes import data, lstm
 from tools import recipes
+from train import toys
 
 ROOT = Path(__file__).parent.parent.parent
 
@@ -84,6 +95,23 @@ def test_what_is_broken_is_refused(monkeypatch):
     assert data.from_tar(tar({"a": b"x" * 100, "b": b"y"}), ".") == {"b": b"y"}
 
 
+def test_proteins_a_residue_a_token(tmp_path, monkeypatch):
+    sequences = ["".join(random.Random(n).choices("ACDEFG", k=20)) for n in range(90)]
+    fasta = "".join(f">tr|{n} a > b\n{s[:12]}\n{s[12:]}\n" for n, s in enumerate(sequences))
+    file = "./usr/share/doc/mmseqs2/example-data/DB.fasta.gz"
+    monkeypatch.setattr(data, "FOLDER", tmp_path)
+    monkeypatch.setattr(data, "fetched", lambda name: deb({
+        file: gzip.compress(fasta.encode()), "./other/QUERY.fasta.gz": b"no"}))
+    data.proteins()
+    learned, held = ([row["text"] for row in csv.DictReader((tmp_path / name).open())]
+                     for name in ("proteins.csv", "proteins-test.csv"))
+    assert {*learned, *held} == {" ".join(s) for s in sequences[::3]} and learned and held
+    monkeypatch.setattr(data, "LARGEST", 1000)
+    monkeypatch.setattr(data, "from_deb", lambda *given: {file: gzip.compress(fasta.encode())})
+    with pytest.raises(SystemExit, match="too large, or cut off"):
+        data.proteins()
+
+
 def test_an_archive_is_the_published_one(tmp_path, monkeypatch):
     monkeypatch.setattr(data, "FOLDER", tmp_path)
     (tmp_path / "archives").mkdir()
@@ -115,7 +143,7 @@ def test_a_figure_that_is_missed_is_told(tmp_path, monkeypatch, capsys):
         '[one]\nrun = "tune"\nmeasure = "fixed"\nresult = 0.5\nband = 0.1\n'
         '[two]\nrun = "tune"\nmeasure = "fixed"\nresult = 0.7\nband = 0.1\n')
     (tmp_path / "data").mkdir()
-    (tmp_path / "data" / "messages.csv").write_text("")
+    (tmp_path / "data" / "proteins-test.csv").write_text("")
     monkeypatch.setattr(recipes, "HERE", tmp_path)
     monkeypatch.setitem(recipes.MEASURES, "fixed", lambda *given: (0.55, {"nothing": 0.1}))
     assert recipes.main(["one"]) == 0 and recipes.main([]) == 1
@@ -124,3 +152,69 @@ def test_a_figure_that_is_missed_is_told(tmp_path, monkeypatch, capsys):
     assert "MISSED: 0.7 +- 0.1 is written" in told[2]
     with pytest.raises(SystemExit, match="no recipe is called"):
         recipes.main(["three"])
+
+
+# What is measured
+
+
+@pytest.mark.parametrize("found, wanted, score", [
+    # of 1, 2 and 3 letters 2/3, 1/2 and 0 are right; longer ones are in neither
+    (["abc"], ["abd"], 7 / 18),
+    # precision 1, recall (2/4 + 1/3) / 2 = 5/12, which weighs 2 x 2 times as much
+    (["ab"], ["abcd"], 5 * 5 / 12 / (4 + 5 / 12)),
+    # spaces are no letters; counts are added up over the texts: (2+2)/5, (1+1)/3, (0)/1
+    (["a b c", "xy"], ["abd", "xy"], (4 / 5 + 2 / 3 + 0) / 3),
+    (["abcdefgh"], ["abcdefgh"], 1.0), (["abc"], ["xyz"], 0.0)])
+def test_chrf_by_hand(found, wanted, score):
+    """Popović (2015): the mean over 1 to 6 letters of precision and recall, beta 2."""
+    assert translations(found, [[one] for one in wanted])["chrf"] == pytest.approx(100 * score)
+
+
+def test_the_lstm_reads_a_source_and_tells_the_target():
+    tokenizer = toys.tokenizer(["uno dos tres cuatro"], "unigram")
+    model = toys.model("t5:tiny", tokenizer, layers=1)
+    texts = ["uno dos", "dos uno", "tres cuatro", "cuatro tres"]
+    pairs = seq2seq.Translate(toys.corpus(tokenizer, texts), 8, model)
+    ids = [tokenizer.encode(text).ids for text in texts]
+    told = lstm.Targets(pairs)
+    assert told.rows == [(a + b, [IGNORED] * len(a) + b) for a, b in zip(*[iter(ids)] * 2,
+                                                                      strict=True)]
+    batch = told.batch(told.rows)
+    model = baselines.build("lstm", vocab=tokenizer.size, d=16)
+    wanted = token_loss(model(batch["input_ids"]).logits[:, :-1], batch["labels"][:, 1:], 0.1)
+    assert told.loss(model, batch)[0].item() == pytest.approx(wanted.item(), rel=1e-5)
+    plan = Plan(steps=40, batch=2, dtype="float32")
+    recurrent = lstm.train(pairs, tokenizer.size, plan, rate=2e-2)
+    assert [lstm.write(recurrent, a, 1, 9) + [1] for a in ids[::2]] == ids[1::2]
+    with torch.no_grad():
+        recurrent.out.bias[ids[0][0]] += 100  # now it never ends by itself
+    assert lstm.write(recurrent, ids[0], 1, 5) == ids[0][:1] * 5
+
+
+def test_the_lstm_goes_on_as_it_learned():
+    """Step by step with a state, as all at once."""
+    model = baselines.build("lstm", vocab=30, d=16, layers=2)
+    made = lstm.write(model, [3, 4, 5], end=-1, most=6)
+    logits = model(torch.tensor([[3, 4, 5, *made]])).logits[0, 2:-1]
+    assert made == logits.argmax(-1).tolist()
+
+
+def test_hidden_residues_are_measured(tmp_path, monkeypatch, capsys):
+    """A family's config takes the mask of the tokenizer that is made; what is known without a
+    model is each letter's share."""
+    (tmp_path / "data").mkdir()
+    for name in ("a", "b"):
+        (tmp_path / "data" / f"{name}.csv").write_text(
+            "text\n" + 300 * "\n".join([" ".join(16 * one) for one in "LLLM"] + [""]))
+    out = tmp_path / "run"
+    words = ["train", "esm:tiny", "--data", str(tmp_path / "data" / "a.csv"), "--steps", "40",
+             "--length", "18", "--tokens", "16", "--rate", "1e-2"]
+    monkeypatch.setattr(recipes, "HERE", tmp_path)
+    monkeypatch.setattr(recipes, "mirada", lambda words, out: cli.main(
+        [*words, "--json", "--out", str(out)]))
+    found, against = recipes.hidden({"test": "b.csv"}, words, out)
+    assert json.loads(capsys.readouterr().out)["reason"] == "done"
+    model = mirada.load(out / "model")
+    assert model.config.mask == model.tokenizer.mask_id == 4
+    # 3/4 L, 1/4 M: exp of the entropy is 1.755, if as many are hidden; its row says which
+    assert against["frequencies"] == pytest.approx(1.755, rel=0.05) and 1.0 < found < 1.5

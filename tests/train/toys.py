@@ -43,8 +43,7 @@ def stories(count=120, seed=0, length=(4, 8)):
 
 
 def tokenizer(texts, kind="wordpiece", special=()):
-    """Every word is a token; of kind "bpe", every byte. (What a trainer makes of ties differs from
-    process to process.)"""
+    """Every word is a token; of kind "bpe", every byte."""
     with tempfile.TemporaryDirectory() as folder:
         file = Path(folder) / "text.txt"
         file.write_text("\n".join(texts))

@@ -12,7 +12,6 @@ from mirada.weights.rows import (
     Behind,
     Interleaved,
     RotaryPairs,
-    Shaped,
     Split,
     Stacked,
     Weights,
@@ -46,7 +45,6 @@ def test_operations_are_inverses(heads, width, columns, parts, biases):
     cut = there_and_back(Split(3, sizes), [made(sum(sizes))])
     assert [len(t) for t in cut] == list(sizes)
     there_and_back(RotaryPairs(heads), [made(rows)])
-    there_and_back(Shaped((rows, *tail), (1, rows, *tail, 1)), [made(rows)])
     parts = there_and_back(Interleaved(heads, 3), [made(3 * rows)])
     assert torch.equal(parts[0][: 2 * width], made(3 * rows)[: 2 * width])
     assert torch.equal(parts[1][: 2 * width], made(3 * rows)[2 * width : 4 * width])

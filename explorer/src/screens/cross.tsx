@@ -2,11 +2,11 @@
 import { tensors } from "../api";
 import { ink } from "../draw/colours";
 import { image, place } from "../draw/heatmap";
-import { base, Canvas, Exports, Honest, LayerSlider, Piece, plain, Side, Slider, Snippet, useAsked, useSize, Waiting } from "../parts/common";
+import { base, Canvas, Exports, Honest, LayerSlider, plain, Side, Slider, Snippet, useAsked, useSize, Waiting } from "../parts/common";
 import { known, look, shownHeads, start, stackOf, useShared } from "../state";
 import { ROOT } from "../tensors";
 import { fill, percent } from "../words";
-import { HeadChips } from "./heads";
+import { HeadChips, Row } from "./heads";
 import { useEffect } from "preact/hooks";
 
 const WRITTEN = 24; // tokens the model writes when asked
@@ -25,13 +25,13 @@ export function Cross() {
   const mean = fits ? averaged(got.data, got.shape, heads) : null;
   const cell = Math.max(6, Math.min(32, Math.floor((size.width - 120) / sources.length)));
   const x0 = 100, y0 = 92, width = x0 + sources.length * cell + 60, height = y0 + targets.length * cell + 8;
-  const row = mean ? Array.from(mean.subarray(t * sources.length, (t + 1) * sources.length), (v, k) => [k, ROOT[v]] as const).sort((a, b) => b[1] - a[1]).slice(0, 8) : [];
+  const row = mean ? Array.from(mean.subarray(t * sources.length, (t + 1) * sources.length), (v, k) => [k, ROOT[v]] as const).sort((a, b) => b[1] - a[1]).slice(0, 3) : [];
   return <>
     <section class="work" id="picture" >
       <div class="bar"><LayerSlider /><HeadChips /></div>
       <div class="bar"><Slider label={w.step} value={t} min={0} max={targets.length - 1} step={1} text={`${t} ${plain(targets[t])}`} onInput={(q) => look({ q })} /><span class="quiet">{w.meanHeads}</span>
         {run.model.live && typeof run.inputs.text === "string" && <button class="small" disabled={known.busy} onClick={() => start({ text: run.inputs.text as string, write: WRITTEN })}>{fill(w.writeOn, { n: WRITTEN })}</button>}</div>
-      <p class="says" aria-live="polite">{fill(w.crossSays, { t: plain(targets[t]) })} {row.slice(0, 3).map(([k, x], i) => <span key={k}>{i > 0 && ", "}<strong>{plain(sources[k])}</strong> {percent(view.lang, x)}</span>)}</p>
+      <p class="says" aria-live="polite">{fill(w.crossSays, { t: plain(targets[t]) })} {row.map(([k, x], i) => <span key={k}>{i > 0 && ", "}<strong>{plain(sources[k])}</strong> {percent(view.lang, x)}</span>)}</p>
       <Waiting of={asked} />
       <div class="scroller" ref={node} tabIndex={0} role="region" aria-label={w.cross}>{mean && <Canvas width={width} height={height} label={w.crossHint} deps={[mean, t, cell]}
         onClick={(e) => { const i = Math.floor(((e as unknown as MouseEvent).offsetY - y0) / cell); if (i >= 0 && i < targets.length) look({ q: i }); }}
@@ -49,7 +49,7 @@ export function Cross() {
         }} />}</div>
       <p class="fine">{w.crossHint} {w.quantised}</p>
     </section>
-    <Side><table class="exact"><tbody>{row.map(([k, x]) => <tr key={k}><th scope="row"><span class="meter" style={{ width: `${100 * x / (row[0]?.[1] || 1)}%` }} /><Piece s={sources[k].s} /></th><td class="num">{percent(view.lang, x)}</td></tr>)}</tbody></table>
+    <Side>{view.stack === "cross" && <Row value="weight" at={t} />}
       <Honest /><Snippet code={`${base()}\nprint(tape.pattern(layer=${view.layer}, stack="cross"))`} /><Exports name="cross" rows={mean ? () => [["target", "source", "weight"], ...targets.flatMap((x, i) => sources.map((y, j): (string | number)[] => [x.s, y.s, ROOT[mean[i * sources.length + j]]]))] : undefined} /></Side>
   </>;
 }

@@ -134,7 +134,7 @@ export function Heads() {
       {layer?.attn === "none" ? <p class="quiet">{w.noMatrix}</p> : <Waiting of={asked} />}
       {asked.value && asked.value.rows === queries().length && layer?.attn !== "none" && (view.mode === "lines" ? <Lines layer={asked.value} onFirst={setFirst} /> : <Matrix layer={asked.value} />)}
     </section>
-    <Side><Row /><Honest test /><Snippet code={snippet()} /><Exports name={`heads-${view.layer}`} rows={asked.value ? () => csvOf(asked.value!) : undefined} /></Side>
+    <Side><Row value={view.value} /><Honest test /><Snippet code={snippet()} /><Exports name={`heads-${view.layer}`} rows={asked.value ? () => csvOf(asked.value!) : undefined} /></Side>
   </>;
 }
 
@@ -366,16 +366,16 @@ function Cross({ width, height, x0, y0, cell, rows, cols, layer, head }: Record<
   }} />;
 }
 
-/** The exact numbers of the locked word (else of the one under the pointer, after a moment). */
-function Row() {
+/** The exact numbers of a word: of `at`, of the locked one, else of the one under the pointer, after a moment. */
+export function Row({ value, at: given }: { value: View["value"]; at?: number }) {
   const { view, w } = useShared();
   const at = useHover();
   const [slow, set] = useState<number | null>(null);
   useEffect(() => { const timer = setTimeout(() => set(at.q), 150); return () => clearTimeout(timer); }, [at.q]);
-  const q = view.q ?? slow, heads = shownHeads(), tokens = keys();
+  const q = given ?? view.q ?? slow, heads = shownHeads(), tokens = keys();
   const low = heads[0] ?? 0, span = `${low}-${heads.at(-1)}`;
   const path = q !== null && q < queries().length && heads.length && current()?.layers[view.layer]?.attn !== "none"
-    ? `runs/${view.run}/attn/${view.stack}/${view.layer}?heads=${span}&rows=${q}:${q + 1}&enc=f32&value=${view.value}` : null;
+    ? `runs/${view.run}/attn/${view.stack}/${view.layer}?heads=${span}&rows=${q}:${q + 1}&enc=f32&value=${value}` : null;
   const asked = useAsked(path, () => tensors(path!));
   const got = asked.value?.get("pattern");
   if (q === null) return <p class="quiet">{w.saysNothing}</p>;
@@ -385,9 +385,9 @@ function Row() {
   const order = mean.map((x, k) => [k, x] as const).filter(([, x]) => Number.isFinite(x)).sort((a, b) => b[1] - a[1]).slice(0, 14);
   const most = Math.max(...order.map(([, x]) => x), 1e-9);
   return <section><h2>{fill(w.exactRow, { q: plain(queries()[q]) })}</h2>
-    <p class="fine">{heads.length === 1 ? fill(w.saysHead, { h: heads[0] }) : fill(w.saysAverage, { n: heads.length })} · {w[view.value]}
-      {view.q !== null && <button class="small" onClick={() => look({ q: null, k: null })}>{w.unlock}</button>}</p>
-    <table class="exact"><thead><tr><th>{w.key}</th><th class="num">{w[view.value]}</th></tr></thead><tbody>
+    <p class="fine">{heads.length === 1 ? fill(w.saysHead, { h: heads[0] }) : fill(w.saysAverage, { n: heads.length })} · {w[value]}
+      {given === undefined && view.q !== null && <button class="small" onClick={() => look({ q: null, k: null })}>{w.unlock}</button>}</p>
+    <table class="exact"><thead><tr><th>{w.key}</th><th class="num">{w[value]}</th></tr></thead><tbody>
       {order.map(([k, x]) => <tr key={k} class={view.k === k ? "on" : ""} onPointerEnter={() => point(q, k)} onPointerLeave={() => point(null)}>
         <th scope="row"><span class="meter" style={{ width: `${Math.max(0, 100 * x / most)}%` }} /><Piece s={tokens[k].s} /></th>
         <td class="num">{x.toFixed(6)}</td></tr>)}

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 import json
 import sys
 from argparse import ArgumentTypeError
@@ -11,6 +12,7 @@ DTYPES = ("float32", "float16", "bfloat16", "float64")
 
 def model_argument(parser, name: str = "model", **more) -> None:
     """MODEL, and how its files are read; "--model" with a default= where it may be left out."""
+    parser.set_defaults(loads=True, speaks=False, ahead=None)
     parser.add_argument(name, metavar="MODEL", **more)
     parser.add_argument("--dtype", choices=DTYPES, help="convert the weights")
     parser.add_argument("--ignore", action="append", default=[], metavar="NAME",
@@ -21,8 +23,6 @@ def model_argument(parser, name: str = "model", **more) -> None:
 
 def load(args):
     """The model that model_argument's words name; --threads, where it is given, hold from here."""
-    from mirada import shelf
-    shelf.ahead(args.model)  # torch takes a second to import, most of it on one core
     import torch
 
     from mirada import registry
@@ -30,6 +30,9 @@ def load(args):
         torch.set_num_threads(args.threads)
     dtype = getattr(torch, args.dtype) if args.dtype else None
     model = registry.load(args.model, dtype=dtype, ignore=tuple(args.ignore), hub=args.hub)
+    gc.enable()
+    if args.ahead is not None and args.ahead.tokenizer is not None:
+        model.tokenizer = args.ahead.tokenizer
     if args.adapter is None:
         return model
     from mirada import edit
@@ -64,6 +67,7 @@ def show(args, result) -> None:
 def decoding_arguments(parser) -> None:
     """MODEL and how the next token is chosen."""
     model_argument(parser)
+    parser.set_defaults(speaks=True)
     for flag, kind, words in (
             ("--temperature", float, "0: always the likeliest token; default: greedy"),
             ("--top-k", int, "sample among the k likeliest"),

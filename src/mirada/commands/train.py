@@ -29,6 +29,8 @@ def fill(parser) -> None:
                               ("tokens", int, "of the tokenizer that is made; default: 4096"),
                               ("rate", float, "the highest learning rate")):
         parser.add_argument(f"--{flag}", type=kind, metavar=kind.__name__.upper()[:5], help=words)
+    parser.add_argument("--dtype", choices=("auto", "float32", "float64", "bfloat16"),
+                        help="what is multiplied in; default: auto, bfloat16 where that is faster")
     parser.add_argument("-o", "--out", metavar="FOLDER", help="default: the next one under runs/")
     parser.add_argument("--tensor", type=int, default=1, metavar="N",
                         help="under torchrun: processes that share each product")
@@ -57,7 +59,7 @@ def run(args) -> None:
 
 def _begun(args) -> tuple[Path, Any, Any, Any]:
     """(folder, run, model, objective) of a new run, or of one that goes on."""
-    from mirada.errors import MiradaError
+    from mirada.errors import MiradaError, WorkFailed
     from mirada.train import config
     if args.resume:
         asked = [f for f in ("model", "data", *_GIVEN, *_PLAN, "rate", "out")
@@ -76,13 +78,15 @@ def _begun(args) -> tuple[Path, Any, Any, Any]:
     config.create(asked, out)
     try:
         return out, *config.open_run(out)
-    except MiradaError:  # nothing is trained yet: the name is free for a better try
+    except (MiradaError, OSError) as error:  # nothing is trained yet: the name stays free
         shutil.rmtree(out)
-        raise
+        if isinstance(error, MiradaError) or error.filename:
+            raise
+        raise WorkFailed(f"{out} could not be written: {error.strerror}") from error
 
 
 _GIVEN = ("column", "target", "objective", "length", "tokens")
-_PLAN = ("steps", "batch", "parts", "save", "seed")
+_PLAN = ("steps", "batch", "parts", "save", "seed", "dtype")
 
 
 def _asked(args):
@@ -109,9 +113,9 @@ def _next(model: str, back: int = 0) -> Path:
 
 def _train(folder: Path, run, model, objective, every: int, shared=None):
     from mirada import edit, registry
-    from mirada.train import checkpoint, config, loop, memory, objectives, terminal
+    from mirada.train import allocator, checkpoint, config, loop, objectives, terminal
     from mirada.train.log import CHECKPOINTS
-    memory.keep_freed()
+    allocator.keep_freed()
     plan = run.whole_plan()
     done = max(checkpoint.steps(folder / CHECKPOINTS), default=0)
     tokens = plan.batch * run.length

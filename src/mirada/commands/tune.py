@@ -20,6 +20,11 @@ def fill(parser) -> None:
     parser.add_argument("--epochs", type=int, metavar="N", help="at most; it ends before that when "
                         "it gets no better")
     parser.add_argument("--batch", type=int, default=16, metavar="N")
+    parser.add_argument("--parts", type=int, default=1, metavar="N",
+                        help="read the batch in so many parts, for less memory")
+    parser.add_argument("--dtype", choices=("auto", "float32", "float64", "bfloat16"),
+                        default="auto", help="what is multiplied in; default: bfloat16 where that "
+                        "is faster")
     parser.add_argument("--rate", type=float, metavar="FLOAT", help="the highest learning rate; "
                         "default: 2e-5, more of narrow models")
     parser.add_argument("--lora", dest="train", action="store_const", const="lora", default="all",
@@ -39,4 +44,5 @@ def run(args) -> None:
     show(args, tune(
         model, args.task, args.data, args.out, text=args.text, pair=args.pair, label=args.label,
         delimiter=args.delimiter, test=args.test, epochs=args.epochs, batch=args.batch,
-        rate=args.rate, train=args.train, seed=args.seed))
+        rate=args.rate, train=args.train, seed=args.seed,
+        parts=args.parts, dtype=args.dtype))

@@ -18,7 +18,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from mirada.errors import MiradaError
-from mirada.kernels import sparse
+from mirada.kernels import rows, sparse
 
 from .cache import KV
 from .mask import Mask
@@ -100,7 +100,7 @@ def choose(call: Call) -> str:
     if T * S <= LARGEST or name == "sparse":
         return name
     plain = call.bias is None and (call.mask.trivial(T, S) or call.mask.only_causal(T, S))
-    return name if plain and name == "sdpa" else "tiled"
+    return name if plain and name in ("rows", "sdpa") else "tiled"
 
 
 def _block(mask: Mask, r0: int, r1: int, T: int, S: int, device) -> Tensor | None:
@@ -166,6 +166,7 @@ KERNELS: dict[str, Kernel] = {
     "exact": Kernel(_exact, lambda call: None),
     "tiled": Kernel(tiled, lambda call: None),
     "sparse": Kernel(sparse.run, sparse.cannot),
+    "rows": Kernel(rows.run, rows.cannot),
 }
-PREFERENCE = ["sparse", "sdpa", "exact"]  # speed
+PREFERENCE = ["sparse", "rows", "sdpa", "exact"]  # speed
 LARGEST = 1 << 24  # pairs of a query and a key for which a dense mask is still built

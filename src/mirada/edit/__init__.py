@@ -10,7 +10,7 @@ _HOMES = {  # public name -> the file that holds it; nothing is imported until i
     "packed": "ordered", "quantize": "small",
     "attention_pattern": "masks", "pattern": "masks",
     "resize_positions": "positions", "without_positions": "positions",
-    "without_residual": "residual", "recompute": "memory",
+    "without_residual": "residual", "recompute": "recomputed",
 }
 __all__ = sorted(_HOMES)
 

@@ -23,7 +23,7 @@ from mirada.model import Model
 from . import sampling, stop
 from .options import Options
 from .pool import Pool
-from .runner import runner
+from .runner import runner, state
 
 
 class Request:
@@ -89,11 +89,11 @@ class Engine:
                               f"{chunk} tokens a step cannot be: tokens must hold a block, and a "
                               "step a token of each row")
         self.model, self.rows, self.chunk = model, rows, chunk
-        self.runner = runner(model, tokens, block, cache, threads)
-        self.pool = Pool(tokens // self.runner.block, self.runner.block)
+        self.sizes, self.native, self.state = (tokens, block), (cache, threads), None
         self.waiting: dict[str, deque[Request]] = {}  # user -> requests; users take turns
         self.running: list[Request] = []
         self.lock = threading.RLock()
+        self._settle()
 
     def submit(self, ids, *, user: str = "", **options) -> Request:
         """Queue one prompt, a list of ids. options: generate's, without beams. Raises MiradaError
@@ -121,8 +121,22 @@ class Engine:
                               "the engine more")
         request = Request(self, ids, checked, room, user)
         with self.lock:
+            self._settle()
             self.waiting.setdefault(user, deque()).append(request)
         return request
+
+    def _settle(self) -> None:
+        """Where the model is not as it was (another program runs it, its weights are others,
+        somebody began to listen to its modules or ceased to), what was read is read again."""
+        now, own = state(self.model), self.native
+        if now == self.state:
+            return
+        while self.running:
+            self._send_back()
+        if now[0] is None and self.state is not None:  # torch stands in, which knows none of these
+            own = ()
+        self.state, self.runner = now, runner(self.model, *self.sizes, *own)
+        self.pool = Pool(self.sizes[0] // self.runner.block, self.runner.block)
 
     def generate(self, prompts, **options) -> list[list[int]]:
         """The answers to many prompts, in their order."""
@@ -219,13 +233,17 @@ class Engine:
             if self.pool.free:
                 request.table.append(self.pool.take())
                 continue
-            newest = self.running.pop()
-            self._forget(newest)
-            self.waiting = {newest.user: deque([newest, *self.waiting.pop(newest.user, ())]),
-                            **self.waiting}
-            if newest is request:
+            if self._send_back() is request:
                 return False
         return True
+
+    def _send_back(self) -> Request:
+        """The newest answer gives its blocks back and waits again, before all others."""
+        newest = self.running.pop()
+        self._forget(newest)
+        self.waiting = {newest.user: deque([newest, *self.waiting.pop(newest.user, ())]),
+                        **self.waiting}
+        return newest
 
     def _read(self, shares: list[tuple[Request, int]]) -> Tensor:
         ids, positions, rows, score = [], [], [], []

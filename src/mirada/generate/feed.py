@@ -10,8 +10,8 @@ from mirada.edit import lower
 from mirada.errors import MiradaError
 from mirada.model import Caches, Model
 
+from .budget import Purse
 from .defaults import token_id
-from .memory import Purse
 from .options import Options, whole
 from .rows import Rows
 

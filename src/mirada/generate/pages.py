@@ -44,6 +44,16 @@ class Paged:
     def length(self) -> Tensor:
         return self.pages.length
 
+    @property
+    def tables(self) -> Tensor:
+        """(B, n): the blocks of this pass's rows."""
+        return self.pages.tables
+
+    @property
+    def held(self) -> Tensor:
+        """(B, m): those of them that hold keys already, by which a recording knows the rows."""
+        return self.pages.tables[:, : -(-int(self.pages.length.max()) // self.pages.size)]
+
     def mask(self, mask: Mask, T: int) -> Mask:
         return replace(mask, start=self.pages.length, slots=self.pages.slots)
 

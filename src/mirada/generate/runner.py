@@ -28,6 +28,13 @@ def runner(model: Model, tokens: int, block: int, cache: str | None = None,
     return own
 
 
+def state(model: Model) -> tuple:
+    """What kept keys depend on: the program that runs, the weights, who listens to the modules."""
+    listeners = [key for m in model.modules()
+                 for key in (*m._forward_hooks, *m._forward_pre_hooks)]  # no key comes twice
+    return lower.ready(model), lower._stamp(model), listeners
+
+
 class TorchRunner:
     """The modules of a model over a paged cache of `blocks` times `size` keys.
 

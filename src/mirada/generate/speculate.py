@@ -23,13 +23,18 @@ from .options import Options
 
 
 class Lookup:
-    """Guesses that what followed the same few tokens before follows them again (prompt lookup)."""
+    """Guesses that what followed the same few tokens before follows them again (prompt lookup).
+
+    before: ids that stand ahead of the text without being of it: an encoder-decoder's source.
+    """
 
     def __init__(self, longest: int = 3):
         self.longest = longest  # tokens that must be alike, at most
+        self.before: list[int] = []
 
     def guess(self, ids: list[int], count: int, run: Run) -> tuple[list[int], None]:
         """Up to `count` tokens; none where the text does not repeat itself."""
+        ids = self.before + ids
         for size in range(min(self.longest, len(ids) - 1), 0, -1):
             tail = ids[-size:]
             for at in range(len(ids) - size - 1, -1, -1):  # the nearest is the likeliest
@@ -39,14 +44,15 @@ class Lookup:
 
 
 class Assistant:
-    """Guesses with a smaller model of the same vocabulary."""
+    """Guesses with a smaller model of the same kind and vocabulary."""
 
     def __init__(self, model: Model, assistant: Model):
-        if assistant.encoder_decoder or not assistant.generates or model.encoder_decoder:
-            raise MiradaError("an assistant model is a decoder that guesses for a decoder; "
+        if not assistant.generates or assistant.encoder_decoder != model.encoder_decoder:
+            raise MiradaError("an assistant model is a decoder that guesses for a decoder, or an "
+                              "encoder-decoder for an encoder-decoder; "
                               f"{assistant.architecture} for {model.architecture} is not")
         a, b = model.tokenizer, assistant.tokenizer
-        same = model.config.vocab == assistant.config.vocab
+        same = _vocabularies(model) == _vocabularies(assistant)
         if same and a is not None and b is not None:
             same = a.size == b.size and all(a.token(i) == b.token(i) for i in range(a.size))
         if not same:
@@ -58,10 +64,13 @@ class Assistant:
 
     def guess(self, ids: list[int], count: int, run: Run) -> tuple[list[int], Tensor]:
         """Up to `count` tokens, and the chances (count, V) that each was drawn with."""
-        count = min(count, (self.model.context or len(ids) + count) - len(ids))
+        context, source = self.model.context, run.feed.prompt.shape[1]
+        if context is not None:
+            too_long = self.model.encoder_decoder and source > context
+            count = 0 if too_long else min(count, context - len(ids))
         if count < 1:
             return [], torch.empty(0)
-        self._go_back(ids)
+        self._go_back(ids, run.feed)
         assert self.feed is not None
         guesses: list[int] = []
         chances = []
@@ -75,17 +84,33 @@ class Assistant:
         self.ids = ids + guesses[:-1]
         return guesses, torch.stack(chances)
 
-    def _go_back(self, ids: list[int]) -> None:
+    def _go_back(self, ids: list[int], of: Feed) -> None:
         """Keep of the cache what is still so; one token of ids at least is left to read."""
         if self.feed is None:
             options = Options.read(self.model, {"max_new_tokens": 1, "do_sample": False,
-                                                "num_beams": 1})
-            self.feed = Feed(self.model, ids[:1], None, replace(options, context=None))
+                                                "num_beams": 1, "decoder_start_token_id": ids[0]})
+            options = replace(options, context=None)
+            if not self.model.encoder_decoder:
+                self.feed = Feed(self.model, ids[:1], None, options)
+                return
+            self.feed = Feed(self.model, of.prompt, of.mask, options)
+            self.feed.begin()  # reads the source, and ids[0]
             return
         same = 0
         while same < min(len(self.ids), len(ids) - 1) and self.ids[same] == ids[same]:
             same += 1
         self.feed.crop(same)
+
+
+def _vocabularies(model: Model) -> tuple[int, int]:
+    """How many tokens a model reads, and how many it writes."""
+    return model.config.vocab, getattr(model.config, "target", None) or model.config.vocab
+
+
+def _reads_as_it_writes(model: Model) -> bool:
+    """Whether an encoder-decoder has one token table: its source's ids are the answer's too."""
+    return any(path.startswith("decoder.embed.token.") and first.startswith("encoder.embed.token.")
+               for path, first in model.paths().items())
 
 
 class Pace:
@@ -168,6 +193,8 @@ class Speculative(Run):
             raise MiradaError(f"guessing ahead follows one prompt, and {len(self.ids)} are asked "
                               "for: leave out assistant_model and prompt_lookup_num_tokens, or "
                               "give one")
+        if isinstance(self.guesser, Lookup) and _reads_as_it_writes(model):
+            self.guesser.before = self.feed.prompt[0].tolist()  # a summary repeats its source
         self.pace, self.clock = Pace(most), clock
         self.drafted = self.accepted = 0
         self.ahead: list[tuple[int, Tensor]] = []  # accepted and not yet given: token, its scores

@@ -338,11 +338,7 @@ def _cache_bytes(model) -> int:
 
 def size(count: float) -> str:
     """Bytes in words: 270.6 MB."""
-    for unit in ("B", "kB", "MB", "GB"):
-        if count < 1000:
-            return f"{count:.0f} B" if unit == "B" else f"{count:.1f} {unit}"
-        count /= 1000
-    return f"{count:,.1f} TB"
+    return count_words(count) + "B"
 
 
 def count_words(count: float) -> str:
@@ -351,4 +347,4 @@ def count_words(count: float) -> str:
         if count < 1000:
             return f"{count:.0f} " if unit == "" else f"{count:.1f} {unit}"
         count /= 1000
-    return f"{count:.1f} T"
+    return f"{count:,.1f} T"

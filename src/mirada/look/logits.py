@@ -25,6 +25,7 @@ from mirada.core.norm import DropPath, LayerNorm, LayerScale, RMSNorm
 from mirada.errors import MiradaError
 
 from . import draw, sites
+from .patterns import listed
 from .views import pages
 from .views.view import View
 
@@ -118,7 +119,7 @@ def lens(tape, *, top: int = 5, token: int | None = None, positions: list[int] |
             x = through(n, x)
         logits = read_out(tape, x, stack, run)[row]  # (T, V), a classifier's (1, V)
         if targets is None:
-            chosen = _places(positions, len(logits))
+            chosen = listed(positions, len(logits), "token")
             labels = tokens(tape, stack, row, run) if len(logits) == x.shape[1] else ["answer"]
         logits = logits[chosen].to(torch.promote_types(logits.dtype, torch.float32))
         if targets is None:
@@ -245,7 +246,7 @@ def dla(tape, token: int | None = None, *, pos: int = -1, against: int | None = 
     head = _head(model)
     if isinstance(head, Classifier):
         pos = 0
-    (pos,) = _places([pos], T)
+    (pos,) = listed(pos, T, "token")
     x = tape.resid(-1, stack, run)
     logits = read_out(tape, x if isinstance(head, Classifier) else x[:, pos : pos + 1],
                       stack, run)[row, 0].double()
@@ -455,14 +456,6 @@ def names(model, ids: list[int]) -> list[str]:
     if isinstance(model.head, LMHead):
         return pieces(model, ids)
     return [str(labels.get(str(i), f"label {i}")) for i in ids]
-
-
-def _places(positions: list[int] | None, count: int) -> list[int]:
-    wanted = range(count) if positions is None else positions
-    for n in wanted:
-        if not -count <= n < count:
-            raise MiradaError(f"token {n} does not exist: there are {count}")
-    return [n % count for n in wanted]
 
 
 def _inside(token: int, count: int) -> int:

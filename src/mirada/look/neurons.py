@@ -20,7 +20,7 @@ from mirada.core.mlp import MLP
 from mirada.errors import MiradaError
 
 from . import draw, logits, record, sites
-from .patterns import first, in_order, starts
+from .patterns import first, in_order, listed, starts
 
 AROUND = 5  # tokens shown on each side of one that made a neuron fire
 DIRECT = "What a neuron writes straight to the answer; later layers may read it otherwise."
@@ -118,10 +118,7 @@ def neuron_terms(tape, layer: int, head: int, i: int = -1, *, stack: str | None 
     are in them; distances, buckets and other biases stand beside. Raises MiradaError."""
     stack, layer = tape.site(layer, stack)
     _, H, T, S = tape.shape(layer, stack, run)
-    for what, n, count in (("head", head, H), ("query", i, T)):
-        if not -count <= n < count:
-            raise MiradaError(f"{what} {n} does not exist: there are {count}")
-    head, i = head % H, i % T
+    (head,), (i,) = listed(head, H, "head"), listed(i, T, "query")
     reading = tape.read(layer, None, stack, run)
     n, t, at = next((n, t, i - begun) for n, (t, begun) in enumerate(starts(reading.taken))
                     if i < begun + t.length)
@@ -208,9 +205,7 @@ def firing(tape, layer: int, pos: int = -1, *, top: int = 12, words: int = 5,
     """
     stack = stack or logits.answering(tape)
     acts = tape.mlp(layer, stack, run)[row].float()  # (T, F)
-    if not -len(acts) <= pos < len(acts):
-        raise MiradaError(f"token {pos} does not exist: there are {len(acts)}")
-    pos %= len(acts)
+    (pos,) = listed(pos, len(acts), "token")
     network = _network(tape.model, layer, stack)
     lengths = _columns(network, None).norm(dim=0).to(acts)
     wrote = acts[pos].abs() * lengths

@@ -19,6 +19,7 @@ from mirada.core.block import ParallelBlock
 from mirada.errors import MiradaError
 
 from . import draw, logits, maxflow, reduce, sites
+from .patterns import listed
 from .views import pages
 from .views.view import View
 
@@ -146,9 +147,7 @@ def flow(tape, method: str = "rollout", target: int = -1, *, stack: str | None =
     if stack == "cross":
         raise MiradaError("a flow goes through one stack's own places: ask for encoder or decoder")
     _, _, T, S = tape.shape(tape.layers(stack)[0], stack, run)
-    if not -T <= target < T:
-        raise MiradaError(f"token {target} does not exist: there are {T}")
-    target %= T
+    (target,) = listed(target, T, "token")
     if method == "rollout":
         shares = reduce.rollout(tape, target, stack, run)[:, row]
         labels = logits.tokens(tape, stack, row, run)

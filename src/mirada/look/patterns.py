@@ -136,7 +136,8 @@ class Reading:
                  attend: Attend):
         if taken[0].grows and first(taken[0]):
             raise MiradaError(f"the recording began when {first(taken[0])} tokens were already in "
-                              "the cache: begin it with the prompt")
+                              "the cache: begin it with the prompt; of texts that an engine writes "
+                              "in turns, record one alone")
         one_batch(len(q) for q, _ in each)
         self.taken, self.heads, self.attend = taken, heads, attend
         self.q = [q for q, _ in each]

@@ -6,9 +6,10 @@ from dataclasses import dataclass
 
 import torch
 
-from mirada.errors import MiradaError
 from mirada.look import draw
 from mirada.look.figures import Link, attention_map, links
+from mirada.look.patterns import listed
+from mirada.look.stages import read
 from mirada.look.views import heads
 
 
@@ -49,42 +50,21 @@ def look(model, text: str, *, to: str | None = None, layer: int | None = None,
     the strongest link's when None. stack: encoder, decoder or cross. Raises MiradaError.
     """
     out = draw.place(out, (*draw.PICTURES, ".html"))
-    given, labels = batch(model, text, to)
+    batch, labels, _ = read(model, text, to)
     with model.record() as tape, torch.inference_mode():
-        model(**given)
+        model(**batch)
     stack = stack or tape.stacks[-1]
     found = links(tape, stack=stack, near=stack == "cross")
     best = next((n for n in found if layer is None or n.layer == layer), None)
     layer = layer if layer is not None else (best.layer if best else 0)
     head = head if head is not None else (best.head if best else 0)
-    queries, keys = labels["encoder" if stack == "encoder" else "decoder"], labels["encoder"]
-    keys = keys if stack in ("encoder", "cross") else labels["decoder"]
+    queries, keys = (labels[name] for name in (("decoder", "encoder") if stack == "cross"
+                                               else (stack, stack)))
     weights = tape.pattern(layer, stack=stack)[0]
-    if not -len(weights) <= head < len(weights):
-        raise MiradaError(f"head {head} does not exist: layer {layer} has {len(weights)} heads")
+    (head,) = listed(head, len(weights), "head")
     if out.suffix == ".html":
         heads.head_view(tape, layer=layer, heads=[head], stack=stack).save_html(out)
     else:
-        draw.save(attention_map(weights, queries, keys, head=head % len(weights),
+        draw.save(attention_map(weights, queries, keys, head=head,
                                 title=f"{stack} layer {layer}, head {head}"), out)
     return Looked(str(out), stack, layer, head, queries, keys, found, tape.selfcheck)
-
-
-def batch(model, text: str, to: str | None) -> tuple[dict, dict[str, list[str]]]:
-    """What a model is given for a text, and its tokens by stack. Raises MiradaError."""
-    if model.tokenizer is None:
-        raise MiradaError("this model has no tokenizer beside its weights, so a text cannot be "
-                          "read; record input_ids with m.record() instead")
-    ids = model.tokenizer.encode(text).ids
-    if not text.strip() or not ids:
-        raise MiradaError("the text is empty: there is nothing to look at")
-    if model.context and len(ids) > model.context:
-        raise MiradaError(f"the text has {len(ids)} tokens and the model takes {model.context}; "
-                          "shorten it")
-    given, pieces = {"input_ids": torch.tensor([ids])}, model.tokenizer.pieces(ids)
-    labels = {"encoder": pieces, "decoder": pieces}
-    if model.encoder_decoder:
-        answer = [model.config.start, *(model.tokenizer.encode(to).ids if to else [])]
-        given["decoder_input_ids"] = torch.tensor([answer])
-        labels["decoder"] = model.tokenizer.pieces(answer)
-    return given, labels

@@ -6,7 +6,8 @@ import torch
 
 from mirada.errors import MiradaError
 
-from . import logits, neurons, paths, pictures, redundancy
+from . import logits, neurons, paths, redundancy
+from .stages import read
 
 KEPT: dict[str, dict] = {  # kind of reading -> what its recording must keep
     "rollout": {}, "maxflow": {}, "routes": dict(v=True, resid="sublayers"),
@@ -25,7 +26,7 @@ def reading(model, text: str, kind: str, *, to: str | None = None, layer: int | 
     """
     if kind not in KEPT:
         raise MiradaError(f"no reading is called {kind!r}; there are {', '.join(KEPT)}")
-    batch, _ = pictures.batch(model, text, to)
+    batch, _, _ = read(model, text, to)
     with model.record(**KEPT[kind]) as tape, torch.inference_mode():
         model(**batch)
     id = None if token is None else _id(model, token)

@@ -347,9 +347,9 @@ def _listen(tape: Tape, name: str, stack: nn.Module, wanted: Wanted) -> list:
 
     def read(module, args):
         if spot.layer == 0:
-            tape._keep("real", name, 0, spot.start, wanted.own(spot.real))
+            tape._keep("real", name, 0, spot.after, wanted.own(spot.real))
             if spot.ids is not None:
-                tape._keep("ids", name, 0, spot.start, wanted.own(spot.ids))
+                tape._keep("ids", name, 0, spot.after, wanted.own(spot.ids))
 
     for block in stack.blocks[:1]:
         handles.append(block.register_forward_pre_hook(read))
@@ -359,7 +359,7 @@ def _listen(tape: Tape, name: str, stack: nn.Module, wanted: Wanted) -> list:
         handles += _stream(tape, spot, block, wanted)
     if wanted.resid:
         def leave(module, args):
-            tape._keep("resid", name, len(stack.order), spot.start, wanted.own(args[0]))
+            tape._keep("resid", name, len(stack.order), spot.after, wanted.own(args[0]))
 
         handles.append(stack.norm.register_forward_pre_hook(leave))
     return handles
@@ -370,13 +370,13 @@ def _stream(tape: Tape, spot: Spot, block: nn.Module, wanted: Wanted) -> list:
     def before(name):
         def take(module, args):
             if wanted.of(spot.layer):
-                tape._keep(name, spot.name, spot.layer, spot.start, wanted.own(args[0]))
+                tape._keep(name, spot.name, spot.layer, spot.after, wanted.own(args[0]))
         return take
 
     def behind(name):
         def take(module, args, output):
             if wanted.of(spot.layer):
-                tape._keep(name, spot.name, spot.layer, spot.start, wanted.own(output))
+                tape._keep(name, spot.name, spot.layer, spot.after, wanted.own(output))
         return take
 
     handles = []
@@ -401,13 +401,13 @@ def _attention(tape: Tape, spot: Spot, site: str, attention: Attention, wanted: 
         if wanted.of(spot.layer):
             tape.modules[site, spot.layer] = attention
             dropped = module.training and module.dropout > 0
-            tape._take((site, spot.layer), spot.start,
+            tape._take((site, spot.layer), spot.after,
                        _taken(module, args, kwargs, output, dropped, entered, wanted))
 
     def bring(module, args, output):
         if wanted.of(spot.layer):
             tape.modules[site, spot.layer] = attention
-            tape._keep("z", site, spot.layer, spot.start, wanted.own(output))
+            tape._keep("z", site, spot.layer, spot.after, wanted.own(output))
 
     handles = []
     if wanted.keep == "resid":

@@ -13,6 +13,8 @@ from torch import Tensor
 
 from mirada.errors import MiradaError
 
+from .patterns import listed
+
 
 def entropy(weights: Tensor, r0: int) -> Tensor:
     """(B, H, R) in nats: 0 where a query looks at one key, log n where at n alike."""
@@ -102,11 +104,6 @@ def offsets(tape, layer: int, at: list[int], heads=None, stack: str | None = Non
     return weight / count.clamp(min=1), hits / count.clamp(min=1)
 
 
-def received(tape, layer: int, heads=None, stack: str | None = None, run: int = -1) -> Tensor:
-    """(B, H, S): how much weight each key gets from all queries together."""
-    return sum(weights.sum(2) for _, weights in tape.blocks(layer, heads, stack, run))
-
-
 def largest(weights: Tensor, k: int) -> tuple[Tensor, Tensor, Tensor]:
     """The k largest weights of each row and their keys, (B, H, R, k), and what the others share."""
     values, keys = weights.topk(min(k, weights.shape[3]), -1)
@@ -145,10 +142,7 @@ def shares(tape, targets: list[int] | None = None, upto: int | None = None,
     layers = [n for n in tape.layers(stack) if upto is None or n <= tape.site(upto, stack)[1]]
     stack = _one_text(tape, layers[0], stack)
     B, _, T, _ = tape.shape(layers[0], stack, run)
-    targets = list(range(T)) if targets is None else targets
-    for target in targets:
-        if not -T <= target < T:
-            raise MiradaError(f"token {target} does not exist: there are {T}")
+    targets = listed(targets, T, "token")
     share = None
     for layer in reversed(layers):
         below = None

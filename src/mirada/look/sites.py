@@ -26,6 +26,8 @@ class Spot:
 
     layer: place in the stack's order; start: tokens that its caches, where there are any, held
     before this pass; ids and real (B, T): what the pass reads, and True where that is no pad.
+    tables (B, n): the pages of this pass's rows, where the cache serves many texts. after: start,
+    or 0 where these are other texts than those of the pass before.
     """
 
     name: str
@@ -34,6 +36,8 @@ class Spot:
     cached: bool = False
     ids: Tensor | None = None
     real: Tensor | None = None
+    tables: Tensor | None = None
+    after: int = 0
 
 
 @contextmanager
@@ -62,6 +66,8 @@ def follow(name: str, stack: Stack) -> tuple[Spot, list]:
         spot.layer, spot.ids = -1, args[0].input_ids
         cache = args[2] if len(args) > 2 else None
         spot.start, spot.cached = _held(cache[0]) if cache else 0, bool(cache)
+        spot.after = spot.start if _goes_on(spot.tables, cache) else 0
+        spot.tables = next((c.tables for c in cache[0].values()), None) if _paged(cache) else None
 
     def step(module, args):
         spot.layer += 1
@@ -70,6 +76,19 @@ def follow(name: str, stack: Stack) -> tuple[Spot, list]:
 
     handles = [stack.register_forward_pre_hook(begin)]
     return spot, handles + [b.register_forward_pre_hook(step) for b in stack.blocks]
+
+
+def _paged(cache) -> bool:
+    return bool(cache) and all(hasattr(c, "tables") for c in cache[0].values())
+
+
+def _goes_on(before: Tensor | None, cache) -> bool:
+    """Whether what the cache holds was read in the pass before: of pages, whether it had them."""
+    if not _paged(cache):
+        return True
+    now = next(c.held for c in cache[0].values())
+    return before is not None and len(before) == len(now) and torch.equal(
+        before[:, : now.shape[1]], now)
 
 
 def _held(caches: dict) -> int:

@@ -144,8 +144,10 @@ def trace(model, text: str, *, k: int = 5, **decoding) -> Trace:
     return Trace(f"{model.family} {model.architecture}", text, output, stages, tensors, tokens)
 
 
-def read(model, text: str) -> tuple[dict, dict[str, list[str]], dict[str, list[int]]]:
-    """What a model is given for a text; its tokens and ids by stack. Raises MiradaError."""
+def read(model, text: str, to: str | None = None) -> tuple[dict, dict[str, list[str]],
+                                                           dict[str, list[int]]]:
+    """What a model is given for a text; its tokens and ids by stack. to: what a decoder is given
+    after its start token. Raises MiradaError."""
     if not hasattr(model.config, "vocab"):
         raise MiradaError(f"{model.architecture} reads no text")
     if model.tokenizer is None:
@@ -160,7 +162,8 @@ def read(model, text: str) -> tuple[dict, dict[str, list[str]], dict[str, list[i
     ids = {"encoder" if model.encoder_decoder else model.kind: row}
     batch = {"input_ids": torch.tensor([row], device=model.device)}
     if model.encoder_decoder:  # without a start of its own it begins with the source's last id
-        ids["decoder"] = [row[-1] if model.config.start is None else model.config.start]
+        start = row[-1] if model.config.start is None else model.config.start
+        ids["decoder"] = [start, *(model.tokenizer.encode(to).ids if to else [])]
         batch["decoder_input_ids"] = torch.tensor([ids["decoder"]], device=model.device)
     return batch, {name: model.tokenizer.pieces(own) for name, own in ids.items()}, ids
 

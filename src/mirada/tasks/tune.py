@@ -89,7 +89,8 @@ class Tuned:
 def tune(model: Model | str | Path, task: str, data: str | Path, out: str | Path | None = None, *,
          text: str | None = None, pair: str | None = None, label: str | None = None,
          delimiter: str | None = None, test: str | Path | None = None, epochs: int | None = None,
-         batch: int = 16, rate: float | None = None, train: str = "all", seed: int = 0) -> Tuned:
+         batch: int = 16, rate: float | None = None, train: str = "all", seed: int = 0,
+         parts: int = 1, dtype: str = "auto") -> Tuned:
     """Tune a model on the rows of a .csv, .tsv or .jsonl, and save it as `transformers` reads it.
 
     task: classify (or sentiment: one of some labels), score (a number), ner (or tag: a label a
@@ -99,6 +100,7 @@ def tune(model: Model | str | Path, task: str, data: str | Path, out: str | Path
     rate: the highest learning rate; None: 2e-5 of a model 768 wide, of another 2e-5 * 768 / width;
     of adapters 10 times that, of a head 50 times. train: "all"; "lora" (adapters of rank 8 on q and
     v, merged at the end; on quantized weights too); "head" (feature extraction: the model stays).
+    parts, dtype: see train.loop.Plan.
     out: a new folder. While it is made, the run lies beside it (out.run), and the same call goes on
     with it. Raises MiradaError, and WorkFailed where it was stopped.
     """
@@ -114,19 +116,21 @@ def tune(model: Model | str | Path, task: str, data: str | Path, out: str | Path
     asked = None if test is None else _tested(test, task, columns, found)
     rows, held = examples.held_out(found.rows)
     side = None if out is None else _side(Path(out))
-    model = _own(model, train)
+    model = _own(model, train, dtype)
     source = model.origin.path or model.architecture
     model = _prepared(model, task, found.labels, train, seed)
     objective = _objective(task, model, rows, found.labels)
     size = min(batch, objective.count)
     every = math.ceil(objective.count / size)
     epochs = epochs or _epochs(every)
-    plan = loop.Plan(steps=every * epochs, batch=size, seed=seed, save=max(every, 100), keep=1)
+    plan = loop.Plan(steps=every * epochs, batch=size, parts=parts, seed=seed, dtype=dtype,
+                     save=max(every, 100), keep=1)
     recipe = _recipe(model, plan.steps, rate, RATES[train])
     if side is not None:
         _begin(side, {"data": _sha256(data), "task": task, "columns": columns, "seed": seed,
                       "labels": found.labels, "rate": recipe.rate, "batch": size,
-                      "epochs": epochs, "model": source, "train": train})
+                      "epochs": epochs, "model": source, "train": train, "parts": parts,
+                      "dtype": dtype})
     keeper = Keeper(model, _objective(task, model, held, found.labels), plan.steps, every, side)
     _fit(keeper, objective, plan, recipe)
     model = keeper.put_back()
@@ -247,14 +251,15 @@ def _text(one: Example):
     return one.text if one.pair is None else {"text": one.text, "text_pair": one.pair}
 
 
-def _own(model: Model | str | Path, train: str) -> Model:
-    """A model whose weights may be moved: loaded here, or a copy."""
+def _own(model: Model | str | Path, train: str, dtype: str) -> Model:
+    """A model whose weights may be moved: loaded here, or a copy, in float32 or wider."""
     if isinstance(model, Model):
         model = copy.deepcopy(model, {id(x): x for x in (model.origin, model._tokenizer)})
     else:
         model = registry.load(model, dtype=None if train == "lora" else torch.float32)
     if not any(isinstance(m, KEPT) for m in model.modules()):
-        return model.to(torch.promote_types(model.dtype, torch.float32))
+        return model.to(torch.float64 if dtype == "float64" else
+                        torch.promote_types(model.dtype, torch.float32))
     if train != "lora":
         raise MiradaError("quantized weights do not train: tune adapters on them (train=\"lora\"), "
                           "or load the model with dtype=torch.float32")
@@ -330,10 +335,11 @@ def _side(out: Path) -> Path:
 
 
 def _begin(side: Path, said: dict) -> None:
-    """A folder for a run of what is said; one that holds another run is refused."""
+    """A folder for a run of what is said; one that holds another run is refused, unless that did
+    not come to a checkpoint, so that nothing is lost."""
     file = side / "tune.json"
-    if file.exists():
-        if json.loads(file.read_text()) != json.loads(json.dumps(said)):
+    if file.exists() and json.loads(file.read_text()) != json.loads(json.dumps(said)):
+        if any(checkpoint.steps(side / name) for name in (CHECKPOINTS, "best")):
             raise MiradaError(f"{side} holds an interrupted run on other data, another model or "
                               "with other options: give the same as then, or remove that folder")
         return

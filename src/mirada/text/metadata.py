@@ -15,7 +15,7 @@ def describe(metadata: dict, path: str = "GGUF metadata") -> tuple[dict, Setting
 
     Raises UntrustedInputError; an unknown tokenizer.ggml.model or .pre is named, never guessed.
     """
-    tokens = _array(metadata, "tokens", str, path)
+    tokens = list(_array(metadata, "tokens", str, path))
     types = _array(metadata, "token_type", int, path, len(tokens)) or [spm.NORMAL] * len(tokens)
     kind = metadata.get("tokenizer.ggml.model")
     settings = Settings(path)

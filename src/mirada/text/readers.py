@@ -23,7 +23,8 @@ from mirada.text.spec import (
     template,
     wordpiece,
 )
-from mirada.weights import jsonfile
+from mirada.weights import ggufhead, jsonfile
+from mirada.weights.paths import open_regular
 
 SMALL = 4 << 20
 TEMPLATE = metadata.TEMPLATE
@@ -72,9 +73,8 @@ def file(path: str | os.PathLike, encoding: str | None = None) -> tuple[dict, Se
     if path.suffix == ".tiktoken":
         return ranks.describe(path, encoding)
     if path.suffix == ".gguf":
-        from mirada.weights.gguf import GGUF
-        with GGUF(path) as reader:
-            return metadata.describe(reader.metadata, str(path))
+        with open_regular(path) as opened:
+            return metadata.describe(ggufhead.read(opened, path).metadata, str(path))
     if path.suffix == ".json":
         return _json(path, LIMIT), settings
     if path.suffix == ".txt":

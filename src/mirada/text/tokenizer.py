@@ -17,8 +17,11 @@ from mirada.text import metadata as gguf
 from mirada.text.chat import Control
 from mirada.text.spec import Settings
 from mirada.text.stream import Stream, bytes_of
-from mirada.weights import jsonfile
+from mirada.weights import ggufhead, jsonfile
+from mirada.weights.paths import open_regular
 
+NAMES = ("tokenizer.json", "vocab.txt", "vocab.json", "spiece.model", "tokenizer.model",
+         "spm.model", "sentencepiece.bpe.model")
 EMPTY_BPE = {"type": "BPE", "vocab": {}, "merges": []}
 BPE_KEYS = ("dropout", "unk_token", "continuing_subword_prefix", "end_of_word_suffix", "fuse_unk",
             "byte_fallback", "ignore_merges")
@@ -110,6 +113,18 @@ class Tokenizer:
     def from_gguf(cls, metadata: dict, path: str = "GGUF metadata") -> "Tokenizer":
         """From a GGUF file's metadata; `path` is for messages."""
         return cls(*gguf.describe(metadata, str(path)))
+
+    @classmethod
+    def beside(cls, path: str | os.PathLike) -> "Tokenizer | None":
+        """The one that lies in a model's folder or GGUF file, or None: both may hold a model
+        alone."""
+        path = Path(path)
+        if path.is_dir():
+            return cls.from_folder(path) if any((path / n).is_file() for n in NAMES) else None
+        with open_regular(path) as file:
+            found = ggufhead.read(file, path).metadata
+        known = found.get("tokenizer.ggml.model", "no_vocab") != "no_vocab"
+        return cls.from_gguf(found) if known else None
 
     def id(self, token: str) -> int:
         """The id of `token`. Raises MiradaError where there is none."""

@@ -38,6 +38,8 @@ SPECIAL = {  # role -> token, in the order of their ids
     "wordpiece": {"pad": "[PAD]", "unk": "[UNK]", "cls": "[CLS]", "sep": "[SEP]", "mask": "[MASK]"},
     "unigram": {"pad": "<pad>", "eos": "</s>", "unk": "<unk>"},
 }
+FILLED = 1e-4  # the library's step between letters that no piece explains
+DIGITS = 6  # of a Unigram score: what the library's own sums do not change
 
 
 @dataclass
@@ -65,10 +67,10 @@ def train(
     """Train a tokenizer of at most `size` tokens on UTF-8 text files and write it to `folder`.
 
     kind: bpe (GPT-2's), wordpiece (BERT's) or unigram (T5's), with the special tokens of each and
-    `special` after them. lowercase: of WordPiece, drop case and accents. The folder holds
-    tokenizer.json and tokenizer_config.json. Raises MiradaError before anything is written: for a
-    file that is empty or no UTF-8 (file and line are named), for a size that does not hold the
-    text's own characters, for a folder that holds something.
+    `special` after them. lowercase: of WordPiece, drop case and accents. The same texts give the
+    same folder in every process: tokenizer.json and tokenizer_config.json. Raises MiradaError
+    before anything is written: for a file that is empty or no UTF-8 (file and line are named), for
+    a size that does not hold the text's own characters, for a folder that holds something.
     """
     out = Path(folder)
     if kind not in SPECIAL:
@@ -88,10 +90,12 @@ def train(
     seen, lines, characters = _survey(files)
     _fits(kind, size, tokens, seen, library)
     with guard.library(out, "training"):
-        library.train_from_iterator(_progress(files), _trainer(kind, size, tokens), length=lines)
+        inner = _inner(files, library) if kind == "wordpiece" else []
+        first = list(dict.fromkeys(tokens + inner))
+        library.train_from_iterator(_progress(files), _trainer(kind, size, first), length=lines)
     if (made := library.get_vocab_size()) > size:
         raise MiradaError(f"size {size:,} is too small: these texts need at least {made:,}")
-    _write(json.loads(library.to_str()), settings, out)
+    _write(_settled(json.loads(library.to_str()), tokens), settings, out)
     return Trained(str(out), kind, made, lines, characters)
 
 
@@ -122,6 +126,33 @@ def _trainer(kind: str, size: int, tokens: list[str]):
     if kind == "wordpiece":
         return trainers.WordPieceTrainer(limit_alphabet=0x110000, **told)
     return trainers.UnigramTrainer(unk_token="<unk>", **told)
+
+
+def _inner(files: list[str], library) -> list[str]:
+    """The letters of WordPiece inside a word (##a), sorted. Left to itself, the trainer numbers
+    them as it meets them in a table that no two processes order alike, and ties between merges go
+    by these numbers."""
+    words = {word for line, _ in _lines(files) for word in line.split()}
+    library.train_from_iterator(sorted(words), _trainer("wordpiece", 0, []))
+    return sorted(token for token in library.get_vocab() if token.startswith("##"))
+
+
+def _settled(spec: dict, tokens: list[str]) -> dict:
+    """The description without what differs from process to process: Unigram's sums, taken in any
+    order, differ in a last digit, and its letters that no piece explains (each has the lowest score
+    and 0, 1, 2 ... FILLED more) come in any order."""
+    spec["added_tokens"] = [row for row in spec["added_tokens"] if row["content"] in tokens]
+    if spec["model"]["type"] == "Unigram":
+        rows = spec["model"]["vocab"]
+        scores = dict(map(tuple, rows[len(tokens):]))
+        least = min(scores.values())
+        filled = [piece for piece, score in scores.items() if len(piece) == 1
+                  and abs((score - least) / FILLED - round((score - least) / FILLED)) < 1e-6]
+        given = sorted((scores[piece] for piece in filled), reverse=True)
+        scores |= dict(zip(sorted(filled), given, strict=True))
+        kept = sorted((-round(score, DIGITS), piece) for piece, score in scores.items())
+        rows[len(tokens):] = [[piece, -score] for score, piece in kept]
+    return spec
 
 
 def _lines(files: list[str]) -> Iterator[tuple[str, int]]:

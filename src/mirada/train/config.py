@@ -25,7 +25,7 @@ from mirada.weights.paths import open_regular
 
 from . import corpus, objectives
 from .disk import folder_made, keep
-from .loop import Plan
+from .loop import Plan, kept
 from .optim import PRESETS, Recipe
 
 PIECE = 1 << 20  # characters of a .txt that are tokenised at once
@@ -165,7 +165,7 @@ def open_run(folder: Path):
         raise MiradaError(f"length is {run.length}, and {run.model} reads {model.context} tokens "
                           "at most: choose a smaller one"
                           + (" or set changes.context" if run.new else ""))
-    model = _adapted(run, model) if run.adapter else model
+    model = _adapted(run, model) if run.adapter else model.to(kept(run.whole_plan(), model))
     name = objectives.chosen(run.objective, model, run.model)  # before the work of tokenising
     model, reads = objectives.whole(name, model, run.whole_plan().seed), _reads(run)
     data: corpus.Corpus | dict
@@ -273,7 +273,8 @@ def _build(run: Run, tokenizer):
         raise MiradaError("vocab is as large as the tokenizer is: set tokens, not changes.vocab")
     default = registry.family(run.model.partition(":")[0]).Config()
     end = min(tokenizer.eos_ids, default=tokenizer.sep_id)
-    told = {"vocab": tokenizer.size, "pad": tokenizer.pad_id, "eos": end}
+    told = {"vocab": tokenizer.size, "pad": tokenizer.pad_id, "eos": end,
+            "mask": tokenizer.mask_id}
     if getattr(default, "start", None) is not None:  # a decoder begins with one of the two
         told["start"] = told["eos" if default.start == default.eos else "pad"]
     told = {name: value for name, value in told.items()

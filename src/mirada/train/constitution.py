@@ -16,7 +16,8 @@ import torch
 
 from mirada.errors import MiradaError
 
-from .language import IGNORED, padded
+from .language import padded
+from .loss import IGNORED
 from .preference import scores
 from .sft import talk
 

@@ -27,9 +27,13 @@ def folder_made(path: Path) -> None:
 def keep(file: Path, content: dict) -> None:
     """A file of JSON, whole or not there, whatever happens meanwhile."""
     aside = file.with_suffix(".tmp")
-    with aside.open("w") as opened:
-        opened.write(json.dumps(content, indent=1, default=str))
-        opened.flush()
-        os.fsync(opened.fileno())
-    os.replace(aside, file)
+    try:
+        with aside.open("w") as opened:
+            opened.write(json.dumps(content, indent=1, default=str))
+            opened.flush()
+            os.fsync(opened.fileno())
+        os.replace(aside, file)
+    except OSError:
+        aside.unlink(missing_ok=True)
+        raise
     forced(file.parent)

@@ -10,9 +10,7 @@ from torch import Tensor
 from mirada.errors import MiradaError
 
 from .corpus import Corpus
-from .loss import IGNORED, told_loss
-from .loss import token_loss as token_loss
-from .loss import wide as wide
+from .loss import IGNORED, told_loss, wide
 
 
 class NextToken:

@@ -31,10 +31,6 @@ class Folder:
             raise MiradaError(f"{self.path}: another process trains in this folder; wait for it, "
                               "or choose another") from None
 
-    @property
-    def checkpoints(self) -> Path:
-        return self.path / CHECKPOINTS
-
     def describe(self, run: dict) -> None:
         """What the run is, once: a folder that holds another run is refused. That it goes on on
         another machine, where sums may round otherwise, is an event."""

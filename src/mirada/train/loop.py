@@ -52,8 +52,8 @@ class Objective(Protocol):
 @dataclass(frozen=True)
 class Plan:
     """steps: updates in all. batch: samples in an update, read in `parts` of equal size: the update
-    is that of the whole batch. dtype: "float32", "float64", "bfloat16" (autocast), or "auto":
-    bfloat16 where the processor multiplies it faster. save: steps between checkpoints. ema: the
+    is that of the whole batch. dtype: what is multiplied in: "float32", "float64" (of a model whose
+    weights are: see kept), "bfloat16" (autocast), or "auto": bfloat16 where that is faster here. save: steps between checkpoints. ema: the
     share of the old in a running mean of the weights, which the model holds at the end. bad: what a
     loss that is no number does: "stop" or "skip" (five in a row stop all the same). workers:
     processes that draw batches."""
@@ -370,6 +370,12 @@ class _Steps:
     def _sample(self, place: int):
         epoch, index = order.sample(self.plan.seed, place, self.objective.count)
         return self.objective.sample(index, order.draw(self.plan.seed, epoch, index))
+
+
+def kept(plan: Plan, model) -> torch.dtype:
+    """What weights and moments are to be kept in: 16 bits would lose small updates."""
+    wide = torch.promote_types(model.dtype, torch.float32)
+    return torch.float64 if plan.dtype == "float64" else wide
 
 
 def precision(plan: Plan, model) -> torch.dtype:

@@ -17,7 +17,8 @@ from torch import Tensor, nn
 from mirada.edit.share import share
 from mirada.errors import MiradaError
 
-from .language import IGNORED, padded
+from .language import padded
+from .loss import IGNORED
 from .preference import referred
 
 CARRIES = "it carries a value head (mirada.train.reinforce.without_value takes it off)"

@@ -112,23 +112,6 @@ class Interleaved(Same):
 
 
 @dataclass(frozen=True)
-class Shaped(Same):
-    """The same numbers under another shape of ours; theirs is restored on save."""
-
-    @property
-    def rowwise(self) -> bool:
-        return False
-    theirs: tuple[int, ...]
-    ours: tuple[int, ...]
-
-    def load(self, tensors: list[Tensor]) -> list[Tensor]:
-        return [t.reshape(self.ours) for t in tensors]
-
-    def save(self, tensors: list[Tensor]) -> list[Tensor]:
-        return [t.reshape(self.theirs) for t in tensors]
-
-
-@dataclass(frozen=True)
 class RotaryPairs(Same):
     """Rows of a head reordered from pairs (0, 1) ... to (i, i + K / 2), as GGUF has q and k."""
 

@@ -5,8 +5,8 @@ import torch
 
 import mirada
 from mirada.errors import MiradaError
-from mirada.generate import memory
-from mirada.generate.memory import cost
+from mirada.generate import budget
+from mirada.generate.budget import cost
 
 
 def held(cache) -> int:
@@ -32,7 +32,7 @@ def test_a_cache_that_cannot_fit_is_refused(monkeypatch):
     model = mirada.build("llama", "tiny", seed=0, context=100_000)
     one = cost(model, "growing", 1)
     assert one == 2 * 2 * 2 * 16 * 4  # layers, key and value, heads, width, bytes
-    monkeypatch.setattr(memory, "free", lambda device: 300 * one)
+    monkeypatch.setattr(budget, "free", lambda device: 300 * one)
     with pytest.raises(MiradaError, match=r"1 x 5,000 tokens.*need 2.56 MB \(512 bytes a token in "
                                           r"torch.float32\) and 0.15 are free: ask for fewer.*"
                                           "int8.*window.fit"):
@@ -47,10 +47,10 @@ def test_a_cache_that_cannot_fit_is_refused(monkeypatch):
 def test_it_is_asked_for_while_it_grows(monkeypatch):
     model = mirada.build("llama", "tiny", seed=0, context=4096)
     one, asked = cost(model, "growing", 1), []
-    monkeypatch.setattr(memory, "free", lambda device: asked.append(1) or 1000 * one)
+    monkeypatch.setattr(budget, "free", lambda device: asked.append(1) or 1000 * one)
     run = model.stream([5, 6], max_new_tokens=600, eos_token_id=())
     assert len(list(run)) == 600 and len(asked) == 3  # 258, 515, 602
-    monkeypatch.setattr(memory, "free", lambda device: 250 * one if len(asked) > 3 else (
+    monkeypatch.setattr(budget, "free", lambda device: 250 * one if len(asked) > 3 else (
         asked.append(1) or 1000 * one))
     run, written = model.stream([5, 6], max_new_tokens=600, eos_token_id=()), 0
     with pytest.raises(MiradaError, match="fewer tokens or rows"):
@@ -62,7 +62,7 @@ def test_it_is_asked_for_while_it_grows(monkeypatch):
 def test_windows_are_offered(monkeypatch):
     model = mirada.build("llama", "tiny", seed=0, window=16,
                          architecture="MistralForCausalLM")
-    monkeypatch.setattr(memory, "free", lambda device: 40 * cost(model, "growing", 1))
+    monkeypatch.setattr(budget, "free", lambda device: 40 * cost(model, "growing", 1))
     with pytest.raises(MiradaError, match='cache="rolling"'):
         model.generate([5, 6], max_new_tokens=100)
     assert model.generate([5, 6], max_new_tokens=100, cache="rolling", eos_token_id=()) is not None
