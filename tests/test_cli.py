@@ -2,12 +2,16 @@
 
 import io
 import json
+import os
 import shutil
+import signal
 import subprocess
 import sys
+import time
 
 import pytest
 import torch
+from safetensors.torch import load_file
 
 import mirada
 from mirada import cli
@@ -195,3 +199,23 @@ def test_interrupted_is_130(saved, monkeypatch, capsys):
         raise KeyboardInterrupt
     monkeypatch.setattr(run_command, "load", interrupted)
     assert command("run", saved, "hello") == 130
+
+
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+def test_who_is_ended_leaves_no_temporary_file(saved, tmp_path, number):
+    """While a child process copies a torch file into a folder of its own."""
+    for name in ("pickled", "aside"):
+        (tmp_path / name).mkdir()
+    shutil.copy(saved / "config.json", tmp_path / "pickled")
+    torch.save({n: x.contiguous() for n, x in load_file(saved / "model.safetensors").items()},
+               tmp_path / "pickled" / "pytorch_model.bin")
+    program = ("import signal, sys; from mirada.cli import main; "  # a shell's & ignores SIGINT
+               "signal.signal(signal.SIGINT, signal.default_int_handler); sys.exit(main())")
+    process = subprocess.Popen(
+        [sys.executable, "-c", program, "convert", tmp_path / "pickled", tmp_path / "out"],
+        env=os.environ | {"TMPDIR": str(tmp_path / "aside")}, stderr=subprocess.DEVNULL)
+    while process.poll() is None and not list((tmp_path / "aside").glob("mirada-*")):
+        time.sleep(0.002)
+    process.send_signal(number)
+    assert process.wait() == 128 + number
+    assert not list((tmp_path / "aside").glob("mirada-*")) and not (tmp_path / "out").exists()

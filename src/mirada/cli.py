@@ -1,7 +1,8 @@
 """The command line: each command is a file of mirada.commands, which decides nothing itself.
 
 Results go to stdout, progress and errors to stderr. Exit code 2: the input was bad; 1: the work
-failed; 130: interrupted. Nothing heavy is imported before a command needs it.
+failed; 130: interrupted; 143: ended by SIGTERM. Nothing heavy is imported before a command needs
+it.
 """
 
 from __future__ import annotations
@@ -10,6 +11,7 @@ import argparse
 import gc
 import importlib
 import os
+import signal
 import sys
 
 from mirada import __version__
@@ -24,7 +26,11 @@ NAMES = ("demo", "run", "chat", "next", "task", "search", "eval", "code", "look"
 def main(argv: list[str] | None = None) -> int:
     """Run one command; the exit code."""
     gc.set_threshold(100_000)  # what importing torch makes stays: a tenth of it is the looking
-    argv = sys.argv[1:] if argv is None else argv
+    if argv is None:  # the process is this command's own
+        argv = sys.argv[1:]
+        for number in (signal.SIGTERM, signal.SIGHUP):
+            if signal.getsignal(number) is signal.SIG_DFL:  # what nohup ignores stays ignored
+                signal.signal(number, _ended)
     args = _parser(argv[:1] if argv and argv[0] in NAMES else NAMES).parse_args(argv)
     try:
         if getattr(args, "loads", False):
@@ -50,6 +56,12 @@ def main(argv: list[str] | None = None) -> int:
         return 1
     finally:
         gc.enable()
+
+
+def _ended(number: int, frame) -> None:
+    """As after Ctrl-C, no temporary file is left; a second signal ends the process at once."""
+    signal.signal(number, signal.SIG_DFL)
+    raise SystemExit(128 + number)
 
 
 def _parser(names=NAMES) -> argparse.ArgumentParser:

@@ -9,10 +9,13 @@ import mirada
 from generate.words import saying, speaker
 from mirada import cli
 from mirada.commands import chat as chat_command
+from mirada.edit import lower
 from mirada.errors import MiradaError, UntrustedInputError
 from mirada.generate import run
 from mirada.generate.chat import Conversation
+from mirada.generate.loop import single
 from mirada.generate.text import text_stream
+from mirada.kernels import native
 
 
 def said(conversation: Conversation, message: str, **options) -> str:
@@ -55,6 +58,30 @@ def test_what_was_read_is_not_read_again(words):
             fresh = text_stream(model, ids, max_new_tokens=9)
             list(fresh)
             assert fresh.ids == answer
+
+
+@pytest.mark.parametrize("way", ["torch", "native"])
+def test_other_weights_read_everything_again(way):
+    """Between two turns the weights change: the answer is that of a conversation loaded anew."""
+    model = speaker(context=600)
+    if way == "native":
+        if native.missing():
+            pytest.skip(native.missing())
+        lower.attach(model)
+    talk = Conversation(model)
+    said(talk, "First", max_new_tokens=9)
+    with torch.no_grad():
+        model.get_submodule("body.blocks.0.mlp.f.up").weight.mul_(-1)
+    reply = talk.send("And second?", max_new_tokens=9)
+    list(reply)
+    fresh = text_stream(model, reply.run.feed.prompt[0].tolist(), max_new_tokens=9)
+    list(fresh)
+    assert talk.reused == 0 and reply.ids == fresh.ids
+    held = reply.run.feed.cache  # given by hand, the native one is seen through too
+    with torch.no_grad():
+        model.get_submodule("body.blocks.0.mlp.f.up").weight.mul_(-1)
+    again = single(model, [*reply.run.ids[0].tolist(), 5], None, {"cache": held})
+    assert (again.feed.cache is held) == (way == "torch")
 
 
 def test_the_newest_turns_are_read_alone():

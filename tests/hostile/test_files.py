@@ -17,7 +17,7 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as s
 
 from mirada.errors import MiradaError, UntrustedInputError
-from mirada.weights import gguf, jsonfile, tensorfile
+from mirada.weights import gguf, ggufhead, jsonfile, tensorfile
 
 sys.path.insert(0, str(Path(__file__).parent))
 import corpus  # noqa: E402
@@ -186,7 +186,7 @@ def test_a_file_replaced_after_the_check_is_not_read(tmp_path):
 
 def test_the_largest_vocabulary_allowed_is_quick(tmp_path):
     """Just inside the limits costs no more than being refused."""
-    count = gguf.ITEMS // 2
+    count = ggufhead.ITEMS // 2
     keys = (corpus.ARCH,
             corpus.key("t", corpus.ARRAY, corpus.array(8, count, corpus.text("ab") * count)),
             corpus.key("s", corpus.ARRAY, corpus.array(6, count, b"\0" * 4 * count)))

@@ -12,7 +12,7 @@ DTYPES = ("float32", "float16", "bfloat16", "float64")
 
 def model_argument(parser, name: str = "model", **more) -> None:
     """MODEL, and how its files are read; "--model" with a default= where it may be left out."""
-    parser.set_defaults(loads=True, speaks=False, ahead=None)
+    parser.set_defaults(loads=True, speaks=False)
     parser.add_argument(name, metavar="MODEL", **more)
     parser.add_argument("--dtype", choices=DTYPES, help="convert the weights")
     parser.add_argument("--ignore", action="append", default=[], metavar="NAME",
@@ -31,8 +31,9 @@ def load(args):
     dtype = getattr(torch, args.dtype) if args.dtype else None
     model = registry.load(args.model, dtype=dtype, ignore=tuple(args.ignore), hub=args.hub)
     gc.enable()
-    if args.ahead is not None and args.ahead.tokenizer is not None:
-        model.tokenizer = args.ahead.tokenizer
+    begun = getattr(args, "ahead", None)
+    if begun is not None and begun.tokenizer is not None:
+        model.tokenizer = begun.tokenizer
     if args.adapter is None:
         return model
     from mirada import edit

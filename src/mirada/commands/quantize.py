@@ -18,7 +18,7 @@ def fill(parser) -> None:
                         help="what stays wide: a regular expression of paths (again for more)")
     parser.add_argument("--check", metavar="FILE", help="a text to compare both models on")
     parser.add_argument("--calibrate", metavar="FILE",
-                        help="a text to learn the rounding from (GPTQ; 4 bits)")
+                        help="a text to learn the rounding of int4 from (GPTQ)")
 
 
 def run(args) -> None:

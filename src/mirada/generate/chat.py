@@ -6,6 +6,7 @@ import os
 from collections.abc import Generator
 from pathlib import Path
 
+from mirada.edit import lower
 from mirada.errors import MiradaError, UntrustedInputError, WorkFailed
 from mirada.model import Caches, Model
 from mirada.weights import jsonfile
@@ -36,6 +37,7 @@ class Conversation:
         self.used, self.reused = 0, 0
         self._cache: Caches | Rows | None = None
         self._held: list[int] = []  # the ids that the cache holds
+        self._stamp: list = []  # of the weights that read them
         self._reply: Reply | None = None
 
     @property
@@ -151,8 +153,10 @@ class Conversation:
 
     def cache_for(self, ids: list[int], kind: str = "growing") -> Caches | Rows | str:
         """A cache that holds the beginning of ids: what the last turns left, else a new one's kind.
-        """
+        What other weights have read is read again."""
         cache, self._cache = self._cache, None
+        stamp, self._stamp = self._stamp, lower._stamp(self.model)
+        cache = cache if stamp == self._stamp else None
         shared = 0
         for mine, theirs in zip(ids[:-1], self._held, strict=False):  # one is left to be read
             if mine != theirs:

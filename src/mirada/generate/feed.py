@@ -41,10 +41,11 @@ class Feed:
     def _cache(self) -> Caches | Rows:
         """The cache that was given, or a new one: the native runtime's own where that can run."""
         o, native = self.options, lower.ready(self.model)
-        if isinstance(o.cache, Caches) or (isinstance(o.cache, Rows) and native is not None):
+        if isinstance(o.cache, Caches) or (isinstance(o.cache, Rows) and native is not None
+                                           and o.cache.native.stamp == native.stamp):
             return o.cache
-        if isinstance(o.cache, Rows):  # somebody listens to the modules now: read all again
-            return self.model.new_cache()
+        if isinstance(o.cache, Rows):  # somebody listens to the modules now, or their weights are
+            return Rows(native) if native else self.model.new_cache()  # others: read all again
         named = isinstance(o.cache, str) and o.cache in lower.CACHES
         if native is not None and (named or o.cache == "growing"):
             return Rows(native, o.cache if named else None)
@@ -98,7 +99,8 @@ class Feed:
     def _native(self, rows: Rows, tokens: Tensor, keep: int) -> Tensor:
         """The runtime's rows know no pads."""
         if tokens.shape[1] > 1:  # a chosen token is of the vocabulary
-            self.model._check_ids(tokens, self.model.config.vocab)
+            own = getattr(self.model.config, "target", None)  # of an encoder-decoder's answers
+            self.model._check_ids(tokens, own or self.model.config.vocab)
         first, self.fed = self.fed, self.fed + tokens.shape[1]
         self._widen(self.fed)
         if self.mask is None:

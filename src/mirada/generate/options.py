@@ -43,7 +43,8 @@ class Options:
     ids that are not written in a row. renormalize_logits: what the other options leave is made
     chances again, which beams add up. assistant_model: a smaller model of the same vocabulary that
     guesses up to num_assistant_tokens ahead, or prompt_lookup_num_tokens: how many are guessed
-    from what the text itself repeats; both change how fast an answer comes, and not the answer.
+    from what the text (or an encoder-decoder's source) repeats; both change how fast an answer
+    comes, and not the answer.
     """
 
     max_new_tokens: int | None = None

@@ -63,7 +63,9 @@ def read(path: str | Path, task: str, *, text: str | None = None, pair: str | No
     except MiradaError as error:
         if "no column" not in str(error):
             raise
-        raise MiradaError(f"{error}; say which to read with --text and --label") from None
+        how = (" (--delimiter)" if "stands between columns" in str(error) else
+               "; say which to read with --text and --label")
+        raise MiradaError(f"{error}{how}") from None
     if not found.rows:
         raise MiradaError(f"{path} has no row with both {columns['text']!r} and "
                           f"{columns['label']!r}" + "".join(f"; {note}" for note in notes.lines()))

@@ -34,6 +34,7 @@ from mirada.model import Model
 from mirada.train import checkpoint, loop, optim, supervised
 from mirada.train.disk import keep
 from mirada.train.heads import with_head
+from mirada.train.log import CHECKPOINTS, Folder
 from mirada.train.sft import Answers
 from mirada.train.supervised import Example
 from mirada.weights.paths import open_regular
@@ -258,8 +259,7 @@ def _own(model: Model | str | Path, train: str, dtype: str) -> Model:
     else:
         model = registry.load(model, dtype=None if train == "lora" else torch.float32)
     if not any(isinstance(m, KEPT) for m in model.modules()):
-        return model.to(torch.float64 if dtype == "float64" else
-                        torch.promote_types(model.dtype, torch.float32))
+        return model.to(loop.kept(dtype, model))
     if train != "lora":
         raise MiradaError("quantized weights do not train: tune adapters on them (train=\"lora\"), "
                           "or load the model with dtype=torch.float32")
@@ -338,11 +338,14 @@ def _begin(side: Path, said: dict) -> None:
     """A folder for a run of what is said; one that holds another run is refused, unless that did
     not come to a checkpoint, so that nothing is lost."""
     file = side / "tune.json"
-    if file.exists() and json.loads(file.read_text()) != json.loads(json.dumps(said)):
+    if file.exists():
+        if json.loads(file.read_text()) == json.loads(json.dumps(said)):
+            return
+        Folder(side).close()  # refused while another process trains there
         if any(checkpoint.steps(side / name) for name in (CHECKPOINTS, "best")):
             raise MiradaError(f"{side} holds an interrupted run on other data, another model or "
                               "with other options: give the same as then, or remove that folder")
-        return
+        shutil.rmtree(side)
     side.mkdir(parents=True, exist_ok=True)
     keep(file, said)
 

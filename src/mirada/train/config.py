@@ -165,7 +165,7 @@ def open_run(folder: Path):
         raise MiradaError(f"length is {run.length}, and {run.model} reads {model.context} tokens "
                           "at most: choose a smaller one"
                           + (" or set changes.context" if run.new else ""))
-    model = _adapted(run, model) if run.adapter else model.to(kept(run.whole_plan(), model))
+    model = _adapted(run, model) if run.adapter else model.to(kept(run.whole_plan().dtype, model))
     name = objectives.chosen(run.objective, model, run.model)  # before the work of tokenising
     model, reads = objectives.whole(name, model, run.whole_plan().seed), _reads(run)
     data: corpus.Corpus | dict

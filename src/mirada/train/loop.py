@@ -372,10 +372,10 @@ class _Steps:
         return self.objective.sample(index, order.draw(self.plan.seed, epoch, index))
 
 
-def kept(plan: Plan, model) -> torch.dtype:
+def kept(dtype: str, model) -> torch.dtype:
     """What weights and moments are to be kept in: 16 bits would lose small updates."""
     wide = torch.promote_types(model.dtype, torch.float32)
-    return torch.float64 if plan.dtype == "float64" else wide
+    return torch.float64 if dtype == "float64" else wide
 
 
 def precision(plan: Plan, model) -> torch.dtype:
