@@ -188,8 +188,12 @@ def test_the_engine_gives_each_its_own_answer(model):
 
 
 def test_an_engine_follows_its_model():
-    """Other weights, or somebody who changes what modules do: nothing that was kept is used."""
-    model = copy.deepcopy(made("llama:LlamaForCausalLM"))
+    """Other weights, another adapter, or somebody who changes what modules do: nothing that was
+    kept is used."""
+    model = mirada.edit.lora(made("llama:LlamaForCausalLM"), seed=0)
+    for name, p in model.named_parameters():
+        if name.endswith(".b"):
+            nn.init.normal_(p)
     batch = batch_for(model)
     engine, found = Engine(model, tokens=64, rows=2, chunk=6, block=4), []
     prompts = batch.prompts[:2]
@@ -202,9 +206,11 @@ def test_an_engine_follows_its_model():
     assert both()
     with model.intervene({"site": "mlp", "layer": 0, "op": "zero"}):
         assert both()
+    model.adapters.use()
+    assert both()
     with torch.no_grad():
-        model.body.blocks[0].attn.f.q.weight.mul_(-1)
-    assert both() and found[0] != found[1] != found[2] != found[0]
+        model.body.blocks[0].mlp.f.up.weight.mul_(-1)
+    assert both() and len({str(answers) for answers in found}) == 4
 
 
 def test_texts_that_an_engine_writes_in_turns_are_not_mixed_up():

@@ -6,12 +6,12 @@ import os
 from collections.abc import Generator
 from pathlib import Path
 
-from mirada.edit import lower
 from mirada.errors import MiradaError, UntrustedInputError, WorkFailed
 from mirada.model import Caches, Model
 from mirada.weights import jsonfile
 
 from .rows import Rows
+from .runner import weights
 from .text import TextStream, needed
 
 LENGTH = 512  # tokens of an answer at most, unless asked otherwise; a quarter of a small context
@@ -37,7 +37,7 @@ class Conversation:
         self.used, self.reused = 0, 0
         self._cache: Caches | Rows | None = None
         self._held: list[int] = []  # the ids that the cache holds
-        self._stamp: list = []  # of the weights that read them
+        self._weights: tuple = ()  # that read them
         self._reply: Reply | None = None
 
     @property
@@ -155,8 +155,8 @@ class Conversation:
         """A cache that holds the beginning of ids: what the last turns left, else a new one's kind.
         What other weights have read is read again."""
         cache, self._cache = self._cache, None
-        stamp, self._stamp = self._stamp, lower._stamp(self.model)
-        cache = cache if stamp == self._stamp else None
+        before, self._weights = self._weights, weights(self.model)
+        cache = cache if before == self._weights else None
         shared = 0
         for mine, theirs in zip(ids[:-1], self._held, strict=False):  # one is left to be read
             if mine != theirs:

@@ -28,11 +28,16 @@ def runner(model: Model, tokens: int, block: int, cache: str | None = None,
     return own
 
 
+def weights(model: Model) -> tuple:
+    """Which tensors a model has, how often each was written to, and which adapters count."""
+    return lower._stamp(model), model.adapters.active
+
+
 def state(model: Model) -> tuple:
     """What kept keys depend on: the program that runs, the weights, who listens to the modules."""
     listeners = [key for m in model.modules()
                  for key in (*m._forward_hooks, *m._forward_pre_hooks)]  # no key comes twice
-    return lower.ready(model), lower._stamp(model), listeners
+    return lower.ready(model), weights(model), listeners
 
 
 class TorchRunner:
