@@ -68,8 +68,9 @@ enum { WIDE = 4 };
 #endif
 enum { LANES = 16, GROUP = 32, PAGE = 32, SPAN = 256, BUFFERS = 16, THREADS = 256 };
 enum { F32, F16, BF16, NF4, FP4, Q8, Q8M, Q4, Q4M, Q4K, Q8KM, Q6K, Q8R }; /* a packed matrix */
-enum { EMBED, NORM, LINEAR, TURN, ATTEND, GATHER, SCALE, CAP };    /* operators */
-enum { REUSE = 1, OPEN = 2, ADD = 4, INTERLEAVED = 8 };            /* flags of an operator */
+enum { EMBED, NORM, LINEAR, TURN, ATTEND, GATHER, SCALE, CAP, TAKE }; /* operators */
+enum { REUSE = 1, OPEN = 2, ADD = 4, INTERLEAVED = 8 };               /* flags of an operator */
+enum { BOTH = 16, MEMORY = 32 }; /* of ATTEND: keys behind the query too; keys of another text */
 enum { NO_NORM, RMS, LAYER };
 enum { NO_ACT, SILU, GELU, GELU_TANH, RELU, RELU2 };
 enum { FLOATS, HALVES, BYTES }; /* what keys and values are kept as */
@@ -91,7 +92,7 @@ typedef struct {
 
 typedef struct {
     const operator *ops;
-    int32_t count, buffers, cache, group, vocab, positions;
+    int32_t count, buffers, cache, group, vocab, positions, out, types;
     int32_t width[BUFFERS];
     int64_t page_bytes;
 } program;
@@ -100,7 +101,10 @@ typedef struct {
     int32_t tokens, sequences, pages, scored, pool_pages, unused;
     const int32_t *ids, *positions, *rows, *tables, *score;
     uint8_t *pool;
-    float *out; /* (scored, vocab) */
+    float *out;          /* (scored, program.out) */
+    const int32_t *types, *memory; /* of each token its segment; of each sequence its other text's
+                                      tokens. NULL: none */
+    const float *given;  /* (tokens, width): what TAKE takes */
 } batch;
 
 /* ---- numbers ------------------------------------------------------------------------------- */
@@ -676,6 +680,7 @@ typedef struct {
     int64_t scratch_bytes;
     stretch *stretches;
     int stretch_count, longest, threads;
+    int32_t *ends;                 /* of each sequence: its tokens so far */
     int spans;                     /* that are items of their own; 1: all keys in one item */
     float *parts;                  /* attention's partial sums */
     atomic_int *next;              /* an operator's next item */
@@ -1108,19 +1113,31 @@ static void rescale(int rows, const float *scales, float *w) {
    A part is the largest score, the sum of weights, and the weighted sum of values. */
 typedef struct { float *q, *w, *part, *whole; } room;
 
-/* scores -> weights of one query's `keys` keys from `base` on; the part's first two numbers */
-static void soften(const operator *o, int position, float slope, int base, int keys, float *w,
-                   float *part) {
+/* the keys that a query at `position` sees: from .. to - 1. end: those its sequence has so far */
+typedef struct { int from, to; } sight;
+
+INLINE sight seen(step *s, const operator *o, int row, int position) {
+    if (o->flags & MEMORY) return (sight){0, s->b->memory[row]};
+    sight x = {o->window ? MAX(0, position - o->window + 1) : 0, position + 1};
+    if (o->flags & BOTH) x.to = o->window ? position + o->window : 1 << 30;
+    if (o->flags & BOTH) x.to = MIN(x.to, s->ends[row]);
+    return x;
+}
+
+/* scores -> weights of one query's `keys` keys from `base` on; the part's first two numbers.
+   bias: of a key at the query's own place, those of the next keys behind it; NULL: none */
+static void soften(const operator *o, int position, sight seen, float slope, const float *bias,
+                   int base, int keys, float *w, float *part) {
     const i32x16 lane = {0, 1, 2, 3, 4, 5, 6, 7, 8, 9, 10, 11, 12, 13, 14, 15};
-    const int far = o->window ? o->window : 1 << 30;
     f32x16 most = splat(-1e30f), total = splat(0);
     for (int t = 0; t < keys; t += LANES) {
         f32x16 x = load(w + t);
-        int newest = position - (base + t), oldest = newest - LANES + 1; /* behind the query */
+        int key = base + t;
         if (o->cap) x = o->cap * vtanh(x / o->cap);
-        if (slope) x -= slope * real(newest - lane);
-        if (oldest < 0 || newest >= far)
-            x = pick((newest - lane >= 0) & (newest - lane < far), x, splat(-1e30f));
+        if (slope) x -= slope * real(position - key - lane);
+        if (bias) x += load(bias + key - position);
+        if (key < seen.from || key + LANES > seen.to)
+            x = pick((key + lane >= seen.from) & (key + lane < seen.to), x, splat(-1e30f));
         store(w + t, x), most = larger(most, x);
     }
     float top = part[0] = largest(most);
@@ -1157,10 +1174,11 @@ static void attend_item(step *s, const operator *o, stretch x, int g, int span, 
     int shared = o->heads / o->kv_heads, rows = x.count * shared, K = o->head;
     int wide = padded(o), size = wide + 2, all = s->spans == 1, cache = s->p->cache;
     int bytes = cache == BYTES ? 1 : cache == HALVES ? 2 : 4;
-    int p0 = b->positions[x.first], end = p0 + x.count;
-    int first = o->window ? MAX(0, p0 - o->window + 1) / SPAN : 0, last = (end - 1) / SPAN;
-    const int32_t *table = b->tables + (int64_t)b->rows[x.first] * b->pages;
-    const float *slopes = o->p[0];
+    int p0 = b->positions[x.first], row = b->rows[x.first];
+    int from = seen(s, o, row, p0).from, end = seen(s, o, row, p0 + x.count - 1).to;
+    int first = from / SPAN, last = (end - 1) / SPAN;
+    const int32_t *table = b->tables + (int64_t)row * b->pages;
+    const float *slopes = o->p[0], *biases = o->p[1];
     if (!all) {
         if (span < first || span > last) return;
         first = last = span;
@@ -1185,9 +1203,12 @@ static void attend_item(step *s, const operator *o, stretch x, int g, int span, 
                 rescale(rows, scales_of(page + o->at_k, o, 0) + g * PAGE, v.w + n * PAGE);
         }
         memset(v.part, 0, sizeof(float) * rows * size);
-        for (int r = 0; r < rows; r++)
-            soften(o, p0 + r / shared, slopes ? slopes[g * shared + r % shared] : 0, base,
-                   here * PAGE, v.w + r * SPAN, v.part + r * size);
+        for (int r = 0; r < rows; r++) {
+            int p = p0 + r / shared, head = g * shared + r % shared;
+            const float *bias = biases ? biases + (int64_t)head * o->width + o->extra : NULL;
+            soften(o, p, seen(s, o, row, p), slopes ? slopes[head] : 0, bias, base, here * PAGE,
+                   v.w + r * SPAN, v.part + r * size);
+        }
         for (int n = 0; n < here; n++) {
             const uint8_t *page = b->pool + table[base / PAGE + n] * s->p->page_bytes;
             if (cache == BYTES)
@@ -1209,9 +1230,10 @@ static void attend_item(step *s, const operator *o, stretch x, int g, int span, 
 static void join_spans(step *s, const operator *o, int thread, float *whole) {
     int size = padded(o) + 2, total = s->b->tokens * o->heads;
     for (int i = thread; i < total; i += s->threads) {
-        int m = i / o->heads, p = s->b->positions[m];
+        int m = i / o->heads;
+        sight x = seen(s, o, s->b->rows[m], s->b->positions[m]);
         memset(whole, 0, sizeof(float) * size), whole[0] = -1e30f;
-        for (int n = o->window ? MAX(0, p - o->window + 1) / SPAN : 0; n <= p / SPAN; n++)
+        for (int n = x.from / SPAN; n <= (x.to - 1) / SPAN; n++)
             join(whole, part_of(s, o, m, i % o->heads, n), size - 2);
         finish(s, o, m, i % o->heads, whole);
     }
@@ -1236,10 +1258,12 @@ static void embed(step *s, const operator *o, int thread) {
         float *x = at(s, o->dst, m);
         int64_t row = s->b->ids[m], place = s->b->positions[m] + o->extra;
         const uint8_t *table = o->p[0];
-        const float *places = o->p[1];
+        const float *places = o->p[1], *kinds = o->p[2];
+        if (kinds && s->b->types) kinds += (int64_t)s->b->types[m] * o->width;
         expand(o->kind, table + row * row_bytes(o->kind, o->width), o->width, x);
         for (int i = 0; i < o->width; i++)
             x[i] = x[i] * o->scale + (places ? places[place * o->width + i] : 0);
+        if (kinds) for (int i = 0; i < o->width; i++) x[i] += kinds[i];
     }
 }
 
@@ -1280,6 +1304,10 @@ static void walk(void *job, int thread, int threads) {
                 for (int m = thread; m < tokens; m += threads)
                     memcpy(at(s, o->dst, m), at(s, o->src, s->b->score[m]), 4L * o->width);
                 break;
+            case TAKE:
+                for (int m = thread; m < tokens; m += threads)
+                    memcpy(at(s, o->dst, m), s->b->given + (int64_t)m * o->width, 4L * o->width);
+                break;
             default: /* SCALE, CAP */
                 for (int m = thread; m < tokens; m += threads) {
                     float *x = at(s, o->dst, m);
@@ -1294,6 +1322,10 @@ static void walk(void *job, int thread, int threads) {
 }
 
 static int wrong(const program *p, const batch *b) { /* after this no address can be wrong */
+    for (int n = 0; n < p->count; n++) {
+        if (p->ops[n].op == TAKE && !b->given) return 8;
+        if (p->ops[n].flags & MEMORY && !b->memory) return 8;
+    }
     for (int m = 0; m < b->tokens; m++) {
         if (b->ids[m] < 0 || b->ids[m] >= p->vocab) return 1;
         if (b->rows[m] < 0 || b->rows[m] >= b->sequences) return 2;
@@ -1301,6 +1333,14 @@ static int wrong(const program *p, const batch *b) { /* after this no address ca
         const int32_t *table = b->tables + (int64_t)b->rows[m] * b->pages;
         for (int n = 0; n <= b->positions[m] / PAGE; n++)
             if (table[n] < 0 || table[n] >= b->pool_pages) return 4;
+        if (b->types && (b->types[m] < 0 || b->types[m] >= p->types)) return 7;
+    }
+    for (int r = 0; b->memory && r < b->sequences; r++) {
+        if (b->memory[r] < 1 || b->memory[r] > b->pages * PAGE) return 3;
+        for (int n = 0; n <= (b->memory[r] - 1) / PAGE; n++) {
+            int32_t page = b->tables[(int64_t)r * b->pages + n];
+            if (page < 0 || page >= b->pool_pages) return 4;
+        }
     }
     if (b->scored < 0 || b->scored > b->tokens) return 5;
     for (int r = 0; r < b->scored; r++) if (b->score[r] < 0 || b->score[r] >= b->tokens) return 5;
@@ -1314,8 +1354,10 @@ static void cut(step *s) { /* tokens that stand behind each other meet a key onc
         int on = m && b->rows[m] == b->rows[m - 1] && b->positions[m] == b->positions[m - 1] + 1;
         if (on && last->count < queries(s->p)) last->count++;
         else s->stretches[s->stretch_count++] = (stretch){m, 1};
+        s->ends[b->rows[m]] = MAX(s->ends[b->rows[m]], b->positions[m] + 1);
         s->longest = MAX(s->longest, b->positions[m] + 1);
     }
+    for (int r = 0; b->memory && r < b->sequences; r++) s->longest = MAX(s->longest, b->memory[r]);
 }
 
 INLINE int64_t whole(int64_t bytes) { return (bytes + 127) / 128 * 128; }
@@ -1338,13 +1380,14 @@ static int run_step(const program *p, const batch *b, int threads) {
     int64_t sizes[BUFFERS + 5], total = 0;
     int64_t padded_tokens = (b->tokens + WIDE - 1) / WIDE * WIDE;
     sizes[0] = whole(input * padded_tokens), sizes[1] = s.scratch_bytes * threads;
-    sizes[2] = whole(sizeof(stretch) * b->tokens), sizes[3] = whole(sizeof(atomic_int) * p->count);
+    sizes[2] = whole(sizeof(stretch) * b->tokens) + whole(sizeof(int32_t) * b->sequences), sizes[3] = whole(sizeof(atomic_int) * p->count);
     for (int i = 0; i < p->buffers; i++) {
         s.stride[i] = (p->width[i] + LANES - 1) / LANES * LANES;
         sizes[5 + i] = whole(4L * s.stride[i] * b->tokens);
     }
-    stretch *stretches = malloc(sizes[2]);
+    stretch *stretches = calloc(1, sizes[2]);
     if (!stretches) return 6;
+    s.ends = (int32_t *)((uint8_t *)stretches + whole(sizeof(stretch) * b->tokens));
     s.stretches = stretches, cut(&s);
     int items = s.stretch_count * kv; /* few queries: their keys are shared out too */
     s.spans = items < 8 * threads && threads > 1 ? (s.longest + SPAN - 1) / SPAN : 1;
@@ -1364,7 +1407,7 @@ static int run_step(const program *p, const batch *b, int threads) {
     s.next = (atomic_int *)at, memset(at, 0, sizes[3]), at += sizes[3];
     s.parts = (float *)at, at += sizes[4];
     for (int i = 0; i < p->buffers; i++) s.buffer[i] = (float *)at, at += sizes[5 + i];
-    s.buffer[p->buffers] = b->out, s.stride[p->buffers] = p->vocab; /* the buffer behind the last */
+    s.buffer[p->buffers] = b->out, s.stride[p->buffers] = p->out; /* the buffer behind the last */
     run(walk, &s, threads);
     free(stretches);
     return 0;
