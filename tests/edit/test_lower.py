@@ -460,9 +460,11 @@ def test_what_has_no_operator_is_named(what, says):
 
 
 def test_other_architectures_are_refused():
-    for name, says in (("t5", "encoder-decoders"), ("bert", "one token after another")):
+    kind = {"architecture": "LlamaForSequenceClassification"}
+    for name, more, says in (("llama", kind, "one token after another"),
+                             ("deberta", {}, "Disentangled has no native operator")):
         with pytest.raises(lower.Unlowered, match=says):
-            lower.lower(mirada.build(name, "tiny"))
+            lower.lower(mirada.build(name, "tiny", **more))
 
 
 def test_quantized_models_are_lowered_at_their_first_generation(monkeypatch):

@@ -29,11 +29,12 @@ class Lowered(nn.Module):
         if torch.is_grad_enabled() or not self._fits(inputs, ctx):
             return self.stack(inputs, ctx, cache)
         real = ctx.mask.padding  # (B, T)
-        given = {"given": self.embed(inputs, ctx)}
-        if self.own:
+        if not self.own:
+            given = {"given": self.embed(inputs, ctx)}
+        elif self.embed.segment is None or inputs.token_type_ids is None:
             given = {"ids": inputs.input_ids}
-            if self.embed.segment is not None and inputs.token_type_ids is not None:
-                given["types"] = inputs.token_type_ids
+        else:
+            given = {"ids": inputs.input_ids, "types": inputs.token_type_ids}
         B, T = next(iter(given.values())).shape[:2]
         lengths = torch.full((B,), T) if real is None else real.sum(1)
         flat = {name: x.flatten(0, 1) if real is None else x[real] for name, x in given.items()}

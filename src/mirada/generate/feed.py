@@ -7,6 +7,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from mirada.edit import lower
+from mirada.edit.lowered import lowered
 from mirada.errors import MiradaError
 from mirada.model import Caches, Model
 
@@ -67,14 +68,26 @@ class Feed:
 
     def begin(self, copies: int = 1) -> Tensor:
         """Scores (B * copies, V) after the prompt, which is read once and then copied."""
-        if self.model.encoder_decoder and self.memory is None:
-            self.memory = self.model.encode(self.prompt, self.mask)
+        if self.model.encoder_decoder:
+            self._source()
         scores = self(self.start[:, self.fed :])
         if copies == 1:
             return scores
         index = torch.arange(len(scores), device=scores.device).repeat_interleave(copies)
         self.reorder(index)
         return scores[index]
+
+    def _source(self) -> None:
+        """Read the source once: torch's decoder wants its states, the runtime's their keys."""
+        if not isinstance(self.cache, Rows):
+            if self.memory is None:
+                self.memory = self.model.encode(self.prompt, self.mask)
+        elif not self.cache.memory:
+            states = self.memory
+            if states is None:
+                states = lowered(self.model).encode(self.prompt, self.mask)
+            self.cache.remember(states, self.mask)
+            self.memory = None
 
     def __call__(self, tokens: Tensor) -> Tensor:
         """Take in tokens (B, T); scores (B, V) of the one after, in float32 or wider."""
@@ -100,6 +113,8 @@ class Feed:
         if tokens.shape[1] > 1:  # a chosen token is of the vocabulary
             self.model._check_ids(tokens, self.model.config.vocab)
         first, self.fed = self.fed, self.fed + tokens.shape[1]
+        if self.model.encoder_decoder:  # the mask is the source's
+            return rows(tokens.tolist(), keep)
         self._widen(self.fed)
         if self.mask is None:
             return rows(tokens.tolist(), keep)
@@ -108,7 +123,7 @@ class Feed:
 
     def crop(self, length: int) -> None:
         """Take back all but the first `length` tokens."""
-        padded = isinstance(self.cache, Rows) and self.mask is not None
+        padded = self.first is not None and isinstance(self.cache, Rows)
         self.cache.crop(self.mask[:, :length].sum(1).tolist() if padded else length)
         self.fed = length
         if self.mask is not None and not self.model.encoder_decoder:
