@@ -65,11 +65,9 @@ def lower(model, *, cache: str | None = None, codes: int = 16, flags=()) -> Nati
     as fast again, and its rounding shows: 0.2 in a logit, 0.005 nats, of a 135 M model.
     flags: for the compiler. Raises Unlowered and Unbuilt.
     """
-    if codes not in (8, 16):
-        raise MiradaError(f"codes is {codes}; activations have 8 bits or 16")
     lowering = Lowering()
     lowering.model(model)
-    lib = library(*([] if codes == 16 else ["-DDEEP=0"]), *flags)
+    lib = library(*rt.way(codes), *flags)
     native = lowering.native(lib, cache)
     native.stamp = _stamp(model)
     native.options = dict(cache=cache, codes=codes, flags=flags)
@@ -112,6 +110,7 @@ def path(model) -> str:
     if model.native is None:
         return f"{made}, made at the first generation"
     own = model.native
+    made += ", activations in 8 bits" if own.options["codes"] == 8 else ""
     return f"{made}, keys and values in {own.cache}: {own.block_bytes // own.block:,} bytes a token"
 
 

@@ -17,9 +17,10 @@ class Rows:
     is copied before it is written to. A page is free again when no row names it.
     """
 
-    def __init__(self, native, cache: str | None = None):
-        """cache: how keys and values are kept, one of kernels.native.CACHES; None: as native's."""
-        self.native = native.fork(cache)
+    def __init__(self, native, cache: str | None = None, codes: int | None = None):
+        """cache: how keys and values are kept, one of kernels.native.CACHES; codes: bits of the
+        activations, 8 or 16; None: as native's."""
+        self.native = native.fork(cache, codes)
         self.tables: list[list[int]] = []
         self.length: list[int] = []
         self._shares = False  # two rows may name one page that is not full

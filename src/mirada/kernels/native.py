@@ -101,6 +101,13 @@ def library(*more: str) -> ctypes.CDLL:
     return lib
 
 
+def way(codes: int) -> tuple[str, ...]:
+    """The flags of a runtime whose activations have 16 bits or 8. Raises MiradaError."""
+    if codes not in (8, 16):
+        raise MiradaError(f"codes is {codes}; activations have 8 bits or 16")
+    return () if codes == 16 else ("-DDEEP=0",)
+
+
 def missing() -> str | None:
     """Why there is no native runtime here, or None where there is one (building it if need be)."""
     try:
@@ -223,9 +230,11 @@ class Native:
         self.stamp: list = []  # the tensors that it was made of, and how; see edit.lower
         self.options: dict = {}
 
-    def fork(self, cache: str | None = None) -> Native:
-        """The same program and weights with an empty pool of its own, of another kind if asked."""
-        new = Native(self.lib, self.program, cache or self.cache, self.keep, self.grow)
+    def fork(self, cache: str | None = None, codes: int | None = None) -> Native:
+        """The same program and weights with an empty pool of its own, of another kind if asked,
+        and with activations of other bits."""
+        lib = self.lib if codes is None else library(*way(codes), *self.options["flags"])
+        new = Native(lib, self.program, cache or self.cache, self.keep, self.grow)
         new.threads, new.stamp, new.options = self.threads, self.stamp, self.options
         return new
 
