@@ -7,8 +7,8 @@ of its own and the file that it reads best, made before anything is timed; all a
 turns, so that what else the machine does falls on all alike. Figures are medians over rounds, each
 a median over steps. Under each table stand mirada's ratio to the best other engine and its share of
 what this machine can do at most, measured in the same run: a token of one row reads every weight
-once, a token of a long prompt or of a large batch takes two operations a weight. mirada reads activations
-in 15 bits; the rows with 8-bit codes are what every other engine does.
+once, a token of a long prompt or of a large batch takes two operations a weight. mirada reads
+activations in 15 bits; its rows with 8-bit codes do what every other engine does.
 The table goes to stdout as Markdown, progress to stderr. --tiny: small shapes, to try the script.
 """
 

@@ -25,7 +25,8 @@ class Mirada:
 
     NEEDS = ()
 
-    def __init__(self, path: str, threads: int, torch_only: bool = False, codes: int | None = None):
+    def __init__(self, path: str, threads: int, torch_only: bool = False,
+                 codes: int | None = None):
         if torch_only:
             os.environ["MIRADA_NATIVE"] = "0"
         import torch

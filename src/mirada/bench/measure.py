@@ -170,7 +170,8 @@ def bench(path: str, against: tuple[str, ...] = (), *, threads: int = 2, rounds:
     """Time mirada, and the engines `against`, on one model: a folder or a .gguf file.
 
     Each round asks every engine the same in turn. An engine that fails is named with its reason,
-    and the others go on. codes: bits of mirada's activations, 16 or 8. Raises MiradaError for an engine that is unknown or not installed.
+    and the others go on. codes: bits of mirada's activations, 16 or 8. Raises MiradaError for an
+    engine that is unknown or not installed.
     """
     for name in against:
         installed(name)

@@ -75,9 +75,8 @@ class Engine:
 
     tokens: keys that the cache holds in all. rows: most answers under way at a time. chunk: most
     tokens a step reads. block: keys in a block, where the native runtime does not say. cache,
-    threads, codes: of the native runtime: "float32", "float16" or "int8"; torch's number when None;
-    bits of the activations, 8 or 16 (see Options). What a request says of its cache or codes
-    changes nothing: they are the engine's. One lock guards all: requests may come, be read and be cancelled from any thread.
+    codes, threads: of the native runtime, as generation has them; torch's number of threads when
+    None. One lock guards all: requests may come, be read and be cancelled from any thread.
     """
 
     def __init__(self, model: Model, *, tokens: int = 16384, rows: int = 32, chunk: int = 512,
