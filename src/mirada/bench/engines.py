@@ -91,7 +91,8 @@ class Transformers:
 
 
 ENGINES: dict[str, Any] = {
-    "mirada": Mirada, "mirada-8": Mirada8, "mirada-torch": MiradaTorch, "transformers": Transformers,
+    "mirada": Mirada, "mirada-8": Mirada8, "mirada-torch": MiradaTorch,
+    "transformers": Transformers,
     "llama.cpp": LlamaCpp, "openvino": OpenVINO, "ctranslate2": CTranslate2,
     "onnxruntime": OnnxRuntime,
 }

@@ -21,7 +21,7 @@ from mirada.core.block import Block, Branch, ParallelBlock, Residual, Stack
 from mirada.core.embed import Tokens
 from mirada.core.heads import LMHead
 from mirada.core.linear import KEPT, Quantized, QuantizedEmbedding
-from mirada.core.mlp import MLP
+from mirada.core.mlp import MLP, MoE
 from mirada.core.norm import LayerNorm, QKNorm, RMSNorm
 from mirada.core.position import ByChannel, Dynamic, Learned, Rotary
 from mirada.errors import MiradaError
@@ -146,6 +146,7 @@ class Lowering:
         # a matrix's place, its rows, and whether their zeros become offsets
         self.packs: list[tuple[Operator, str, Tensor, bool]] = []
         self.rotaries: list[tuple[Operator, Rotary]] = []
+        self.shares: dict[int, int] = {}  # what experts wrote -> how much of each counts: buffers
         self.group, self.positions = 1, 1 << 30
         self.path = "the model"  # what is lowered now, for messages
 
@@ -257,6 +258,10 @@ class Lowering:
         return SUBLAYERS[type(f)](self, f, x, pre, own)
 
     def end(self, f: nn.Module, inner: int, y: int, flags: int = 0) -> None:
+        if type(f) is MoE:
+            self.op("weigh", src=inner, dst=y, extra=self.shares[inner], width=self.widths[y],
+                    top=f.top, flags=flags)
+            return
         last = f.o if isinstance(f, Attention) else f.down
         self.linears([(last, y)], inner, flags=flags)
 
@@ -311,6 +316,47 @@ class Lowering:
         hidden = self.buffer("hidden" + own, mlp.up.out_features)
         self.linears([(mlp.up, hidden)], x, pre, gate=mlp.gate, act=self.activation(mlp.act))
         return hidden
+
+    def experts(self, moe: MoE, x: int, pre: nn.Module, own: str) -> int:
+        """What the chosen experts of each token write: `top` lines to a token."""
+        kinds = set()
+        for expert in moe.experts:
+            if type(expert) is not MLP:
+                raise self.fail(expert)
+            kinds.add((self.activation(expert.act), expert.gate is None))
+        if len(kinds) > 1:
+            raise self.fail(moe, "whose experts differ has no native operator")
+        first, top, several = moe.experts[0], moe.top, dict(experts=len(moe.experts), top=moe.top)
+        d, width = self.widths[x], first.up.out_features
+        router = self.buffer("router" + own, len(moe.experts))
+        hidden = self.buffer("hidden" + own, top * width)
+        shares, out = self.buffer("shares" + own, top), self.buffer("experts" + own, top * d)
+        self.shares[out] = shares
+        self.linears([(moe.router, router)], x, pre)
+        self.op("route", src=router, dst=shares, **several)
+        pointers, fields = self.normed(pre)
+        up = self.op("experts", *pointers, src=x, dst=hidden, extra=1,
+                     act=kinds.pop()[0], **several, **fields)
+        down = self.op("experts", src=hidden, dst=out, extra=top, **several)
+        self.alike(up, "a", [e.up for e in moe.experts])
+        if first.gate is not None:
+            self.alike(up, "gate", [e.gate for e in moe.experts])
+        self.alike(down, "a", [e.down for e in moe.experts])
+        return out
+
+    def alike(self, op: Operator, place: str, modules: list[nn.Module]) -> None:
+        """Matrices of one kind and shape, to be packed one behind the other."""
+        biases, kinds = [], set()
+        for module in modules:
+            self.matrix(op, place, module)
+            at = getattr(op, place)
+            kinds.add((at.kind, at.rows, at.cols, module.bias is None))
+            biases.append(module.bias)
+        if len(kinds) > 1:
+            raise self.fail(modules[0], "among experts of other kinds has no native operator")
+        if biases[0] is not None:
+            padded = [F.pad(b.detach().float(), (0, -len(b) % 16)) for b in biases]
+            getattr(op, place).bias = self.held(torch.cat(padded))
 
     def activation(self, act: nn.Module) -> int:
         """The runtime's function with the same values: there are more names than functions."""
@@ -428,14 +474,16 @@ class Lowering:
         for (op, place, rows, zeros), size in zip(self.packs, sizes, strict=True):
             at, numbers = shape(op, place)
             rows = offset(rows) if zeros else rows
-            at.data = memory.take(size)
+            start = memory.take(size)
+            at.data = at.data or start  # experts lie one behind the other
             stride, tiles = rows.nbytes // at.rows, -(-at.rows // 16)
             some = max(1, SLICE // (16 * stride))  # tiles at a time
             for tile in range(0, tiles, some):
                 here, count = tile * 16 * stride, min(16 * some, at.rows - 16 * tile)
-                to, of = at.data + size // tiles * tile, rows.data_ptr() + here
+                to, of = start + size // tiles * tile, rows.data_ptr() + here
                 lib.mirada_pack(at.kind, count, at.cols, of, to, torch.get_num_threads())
                 lib.mirada_forget(of, count * stride)
+        for at in (at for op in self.ops for at in (op.a, op.gate) if at.data):
             at.kind = lib.mirada_kind(at.kind)
 
 
@@ -477,4 +525,5 @@ def _widening(table: nn.Module) -> float:
 
 
 BLOCKS: dict[type, Callable] = {Block: Lowering.block, ParallelBlock: Lowering.parallel}
-SUBLAYERS: dict[type, Callable] = {Attention: Lowering.attention, MLP: Lowering.mlp}
+SUBLAYERS: dict[type, Callable] = {
+    Attention: Lowering.attention, MLP: Lowering.mlp, MoE: Lowering.experts}

@@ -27,7 +27,8 @@ CHUNK = 512  # tokens that one step of the runtime takes: bounds its buffers
 BUFFERS = 16
 REUSE, OPEN, ADD, INTERLEAVED = 1, 2, 4, 8  # flags of an operator
 RMS, LAYER = 1, 2
-OPERATORS = ("embed", "norm", "linear", "turn", "attend", "gather", "scale", "cap")
+OPERATORS = ("embed", "norm", "linear", "turn", "attend", "gather", "scale", "cap",
+             "route", "experts", "weigh")
 KINDS = {"F32": 0, "F16": 1, "BF16": 30, "Q4_0": 2, "Q4_1": 3, "Q5_0": 6, "Q5_1": 7, "Q8_0": 8,
          "Q4_K": 12, "Q5_K": 13, "Q6_K": 14, "I8": 256, "NF4": 257,
          "FP4": 258}  # what a weight may be, by ggml's numbers and, from 256 on, the runtime's own
@@ -50,6 +51,7 @@ class Operator(ctypes.Structure):
         "op", "flags", "src", "dst", "width", "kind", "act", "norm", "heads", "kv_heads", "head",
         "value", "turning", "window", "extra", "unused")]
     _fields_ += [(name, c_float) for name in ("eps", "scale", "cap", "eps_k")]
+    _fields_ += [(name, c_int32) for name in ("experts", "top")]
     _fields_ += [("at_k", c_int64), ("at_v", c_int64), ("p", c_void_p * 4), ("a", Matrix),
                  ("gate", Matrix)]
 
