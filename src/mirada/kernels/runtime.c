@@ -789,7 +789,7 @@ INLINE void codes_tile(const int kind, const int W, const uint8_t *tile, int col
     const uint8_t *codes = tile;
     const uint16_t *scales = (const uint16_t *)(tile + l.scale);
     const uint16_t *leasts = (const uint16_t *)(tile + l.least);
-    f32x16 d = splat(0), dm = d, sum[W];
+    f32x16 d = splat(0), dm = d, sum[WIDE]; /* not [W]: see score_page */
     UNROLL for (int m = 0; m < W; m++) sum[m] = splat(0);
     const int lines = four ? 5 : 9; /* of memory that a group takes, its scales included */
     for (int g = 0; g < cols / GROUP; g++, codes += four ? 256 : 512, x += GROUP_BYTES * W) {
@@ -1146,8 +1146,8 @@ INLINE f32x16 kept(const int cache, const void *at, int64_t i) {
    far apart: the values of this one and the keys of the next are sent for meanwhile. */
 INLINE void score_page(const int R, const int cache, const float *q, int K, const void *keys,
                        const char *values, const char *next, float *out) {
-    f32x16 a[R][2];
-    UNROLL for (int r = 0; r < R; r++) a[r][0] = a[r][1] = splat(0);
+    f32x16 a[8], z[8]; /* a size that is known: of a[R] gcc makes memory */
+    UNROLL for (int r = 0; r < R; r++) a[r] = z[r] = splat(0);
     for (int d = 0; d < K; d++) {
         const int line = PAGE * (cache == BYTES ? 1 : cache == HALVES ? 2 : 4);
         UNROLL for (int at = 0; at < line; at += 64) {
@@ -1156,13 +1156,13 @@ INLINE void score_page(const int R, const int cache, const float *q, int K, cons
         }
         f32x16 k0 = kept(cache, keys, d * PAGE), k1 = kept(cache, keys, d * PAGE + LANES);
         UNROLL for (int r = 0; r < R; r++) {
-            a[r][0] += k0 * q[r * K + d];
-            a[r][1] += k1 * q[r * K + d];
+            a[r] += k0 * q[r * K + d];
+            z[r] += k1 * q[r * K + d];
         }
     }
     UNROLL for (int r = 0; r < R; r++) {
-        store(out + r * SPAN, a[r][0]);
-        store(out + r * SPAN + LANES, a[r][1]);
+        store(out + r * SPAN, a[r]);
+        store(out + r * SPAN + LANES, z[r]);
     }
 }
 
