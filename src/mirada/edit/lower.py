@@ -24,7 +24,7 @@ from mirada.core.block import Block, Branch, ParallelBlock, Residual, Stack
 from mirada.core.embed import Tokens
 from mirada.core.heads import LMHead
 from mirada.core.linear import KEPT, Quantized, QuantizedEmbedding
-from mirada.core.mlp import MLP
+from mirada.core.mlp import MLP, MoE
 from mirada.core.norm import LayerNorm, QKNorm, RMSNorm
 from mirada.core.position import ByChannel, Dynamic, Learned, Rotary, Sinusoid
 from mirada.errors import MiradaError
@@ -68,14 +68,13 @@ def lower(model, *, cache: str | None = None, codes: int = 16, flags=()) -> Nati
     as fast again, and its rounding shows: 0.2 in a logit, 0.005 nats, of a 135 M model.
     flags: for the compiler. Raises Unlowered and Unbuilt.
     """
-    if codes not in (8, 16):
-        raise MiradaError(f"codes is {codes}; activations have 8 bits or 16")
     lowering = Lowering()
     lowering.model(model)
-    lib = library(*([] if codes == 16 else ["-DDEEP=0"]), *flags)
+    lib = library(*rt.way(codes), *flags)
     native = lowering.native(lib, cache)
     if model.encoder_decoder:
         native.encoder = _encoder(model).native(lib, cache)
+        native.encoder.options = dict(codes=codes, flags=flags)
     native.stamp = _stamp(model)
     native.options = dict(cache=cache, codes=codes, flags=flags)
     return native
@@ -126,6 +125,7 @@ def path(model) -> str:
     if model.native is None:
         return f"{made}, made at the first {_work(model)}"
     own = model.native
+    made += ", activations in 8 bits" if own.options["codes"] == 8 else ""
     if not model.generates:
         return f"{made}; no pad is computed"
     return f"{made}, keys and values in {own.cache}: {own.block_bytes // own.block:,} bytes a token"
@@ -169,6 +169,7 @@ class Lowering:
         # what a table of positions or distances is computed from, and where an operator has it
         self.tables: list[tuple[Operator, int, nn.Module]] = []
         self.source: Lowering | None = None  # what reads the text that MEMORY looks at
+        self.shares: dict[int, int] = {}  # what experts wrote -> how much of each counts: buffers
         self.group, self.positions = 1, 1 << 30
         self.vocab, self.types = 1, 1
         self.out: int | None = None  # numbers that a token gives; vocab when None
@@ -306,6 +307,10 @@ class Lowering:
         return SUBLAYERS[type(f)](self, f, x, pre, own)
 
     def end(self, f: nn.Module, inner: int, y: int, flags: int = 0) -> None:
+        if type(f) is MoE:
+            self.op("weigh", src=inner, dst=y, extra=self.shares[inner], width=self.widths[y],
+                    top=f.top, flags=flags)
+            return
         last = f.o if isinstance(f, Attention) else f.down
         self.linears([(last, y)], inner, flags=flags)
 
@@ -386,6 +391,47 @@ class Lowering:
         hidden = self.buffer("hidden" + own, mlp.up.out_features)
         self.linears([(mlp.up, hidden)], x, pre, gate=mlp.gate, act=self.activation(mlp.act))
         return hidden
+
+    def experts(self, moe: MoE, x: int, pre: nn.Module, own: str) -> int:
+        """What the chosen experts of each token write: `top` lines to a token."""
+        kinds = set()
+        for expert in moe.experts:
+            if type(expert) is not MLP:
+                raise self.fail(expert)
+            kinds.add((self.activation(expert.act), expert.gate is None))
+        if len(kinds) > 1:
+            raise self.fail(moe, "whose experts differ has no native operator")
+        first, top, several = moe.experts[0], moe.top, dict(experts=len(moe.experts), top=moe.top)
+        d, width = self.widths[x], first.up.out_features
+        router = self.buffer("router" + own, len(moe.experts))
+        hidden = self.buffer("hidden" + own, top * width)
+        shares, out = self.buffer("shares" + own, top), self.buffer("experts" + own, top * d)
+        self.shares[out] = shares
+        self.linears([(moe.router, router)], x, pre)
+        self.op("route", src=router, dst=shares, **several)
+        pointers, fields = self.normed(pre)
+        up = self.op("experts", *pointers, src=x, dst=hidden, extra=1,
+                     act=kinds.pop()[0], **several, **fields)
+        down = self.op("experts", src=hidden, dst=out, extra=top, **several)
+        self.alike(up, "a", [e.up for e in moe.experts])
+        if first.gate is not None:
+            self.alike(up, "gate", [e.gate for e in moe.experts])
+        self.alike(down, "a", [e.down for e in moe.experts])
+        return out
+
+    def alike(self, op: Operator, place: str, modules: list[nn.Module]) -> None:
+        """Matrices of one kind and shape, to be packed one behind the other."""
+        biases, kinds = [], set()
+        for module in modules:
+            self.matrix(op, place, module)
+            at = getattr(op, place)
+            kinds.add((at.kind, at.rows, at.cols, module.bias is None))
+            biases.append(module.bias)
+        if len(kinds) > 1:
+            raise self.fail(modules[0], "among experts of other kinds has no native operator")
+        if biases[0] is not None:
+            padded = [F.pad(b.detach().float(), (0, -len(b) % 16)) for b in biases]
+            getattr(op, place).bias = self.held(torch.cat(padded))
 
     def activation(self, act: nn.Module) -> int:
         """The runtime's function with the same values: there are more names than functions."""
@@ -516,14 +562,16 @@ class Lowering:
         for (op, place, rows, zeros), size in zip(self.packs, sizes, strict=True):
             at, numbers = shape(op, place)
             rows = offset(rows) if zeros else rows
-            at.data = memory.take(size)
+            start = memory.take(size)
+            at.data = at.data or start  # experts lie one behind the other
             stride, tiles = rows.nbytes // at.rows, -(-at.rows // 16)
             some = max(1, SLICE // (16 * stride))  # tiles at a time
             for tile in range(0, tiles, some):
                 here, count = tile * 16 * stride, min(16 * some, at.rows - 16 * tile)
-                to, of = at.data + size // tiles * tile, rows.data_ptr() + here
+                to, of = start + size // tiles * tile, rows.data_ptr() + here
                 lib.mirada_pack(at.kind, count, at.cols, of, to, torch.get_num_threads())
                 lib.mirada_forget(of, count * stride)
+        for at in (at for op in self.ops for at in (op.a, op.gate) if at.data):
             at.kind = lib.mirada_kind(at.kind)
 
 
@@ -611,5 +659,6 @@ def _widening(table: nn.Module) -> float:
 
 
 BLOCKS: dict[type, Callable] = {Block: Lowering.block, ParallelBlock: Lowering.parallel}
-SUBLAYERS: dict[type, Callable] = {Attention: Lowering.attention, MLP: Lowering.mlp,
-                                   CrossAttention: Lowering.cross}
+SUBLAYERS: dict[type, Callable] = {
+    Attention: Lowering.attention, CrossAttention: Lowering.cross, MLP: Lowering.mlp,
+    MoE: Lowering.experts}

@@ -48,10 +48,12 @@ class Feed:
             return self.model.new_cache()
         named = isinstance(o.cache, str) and o.cache in lower.CACHES
         if native is not None and (named or o.cache == "growing"):
-            return Rows(native, o.cache if named else None)
-        if named:
-            raise MiradaError(f"a cache in {o.cache} is the native runtime's, and this model runs "
-                              f"with {lower.path(self.model)}")
+            return Rows(native, o.cache if named else None, o.codes)
+        if named or o.codes is not None:
+            what = f"a cache in {o.cache}" if named else f"codes={o.codes}"
+            runs = (f"this model runs with {lower.path(self.model)}" if native is None else
+                    f"cache={o.cache!r} is torch's")
+            raise MiradaError(f"{what} is the native runtime's, and {runs}")
         ahead = o.num_assistant_tokens if o.assistant_model else o.prompt_lookup_num_tokens
         most, copies = self.start.shape[1] + self.room, max(o.num_beams, o.num_return_sequences)
         source = self.prompt.shape[1] if self.model.encoder_decoder else 0

@@ -18,9 +18,10 @@ class Rows:
     tokens of each row's source, whose keys lie in the same pages; none of a decoder alone.
     """
 
-    def __init__(self, native, cache: str | None = None):
-        """cache: how keys and values are kept, one of kernels.native.CACHES; None: as native's."""
-        self.native = native.fork(cache)
+    def __init__(self, native, cache: str | None = None, codes: int | None = None):
+        """cache: how keys and values are kept, one of kernels.native.CACHES; codes: bits of the
+        activations, 8 or 16; None: as native's."""
+        self.native = native.fork(cache, codes)
         self.tables: list[list[int]] = []
         self.length: list[int] = []
         self.memory: list[int] = []

@@ -29,7 +29,8 @@ CHUNK = 512  # tokens that one step of the runtime takes: bounds its buffers
 BUFFERS = 16
 REUSE, OPEN, ADD, INTERLEAVED, BOTH, MEMORY = 1, 2, 4, 8, 16, 32  # flags of an operator
 RMS, LAYER = 1, 2
-OPERATORS = ("embed", "norm", "linear", "turn", "attend", "gather", "scale", "cap", "take")
+OPERATORS = ("embed", "norm", "linear", "turn", "attend", "gather", "scale", "cap",
+             "route", "experts", "weigh", "take")
 KINDS = {"F32": 0, "F16": 1, "BF16": 30, "Q4_0": 2, "Q4_1": 3, "Q5_0": 6, "Q5_1": 7, "Q8_0": 8,
          "Q4_K": 12, "Q5_K": 13, "Q6_K": 14, "I8": 256, "NF4": 257,
          "FP4": 258}  # what a weight may be, by ggml's numbers and, from 256 on, the runtime's own
@@ -54,6 +55,7 @@ class Operator(ctypes.Structure):
         "op", "flags", "src", "dst", "width", "kind", "act", "norm", "heads", "kv_heads", "head",
         "value", "turning", "window", "extra", "unused")]
     _fields_ += [(name, c_float) for name in ("eps", "scale", "cap", "eps_k")]
+    _fields_ += [(name, c_int32) for name in ("experts", "top")]
     _fields_ += [("at_k", c_int64), ("at_v", c_int64), ("p", c_void_p * 4), ("a", Matrix),
                  ("gate", Matrix)]
 
@@ -103,6 +105,13 @@ def library(*more: str) -> ctypes.CDLL:
     lib.mirada_pack.argtypes = [c_int32] * 3 + [c_void_p] * 2 + [c_int32]
     lib.mirada_expand.argtypes = [c_int32] * 2 + [c_void_p] * 2
     return lib
+
+
+def way(codes: int) -> tuple[str, ...]:
+    """The flags of a runtime whose activations have 16 bits or 8. Raises MiradaError."""
+    if codes not in (8, 16):
+        raise MiradaError(f"codes is {codes}; activations have 8 bits or 16")
+    return () if codes == 16 else ("-DDEEP=0",)
 
 
 def missing() -> str | None:
@@ -250,11 +259,14 @@ class Native:
         self.encoder: Native | None = None  # of an encoder-decoder, where that has a program
         self.one = Lock()  # for texts that are read whole, in the pool from its first page on
 
-    def fork(self, cache: str | None = None) -> Native:
-        """The same program and weights with an empty pool of its own, of another kind if asked."""
-        new = Native(self.lib, self.program, cache or self.cache, self.keep, self.grow, self.source)
+    def fork(self, cache: str | None = None, codes: int | None = None) -> Native:
+        """The same program and weights with an empty pool of its own, of another kind if asked,
+        and with activations of other bits."""
+        lib = self.lib if codes is None else library(*way(codes), *self.options["flags"])
+        new = Native(lib, self.program, cache or self.cache, self.keep, self.grow, self.source)
         new.threads, new.stamp, new.options = self.threads, self.stamp, self.options
-        new.encoder = self.encoder
+        new.encoder = self.encoder if codes is None else self.encoder and self.encoder.fork(
+            codes=codes)
         return new
 
     def __deepcopy__(self, memo) -> None:
