@@ -48,6 +48,19 @@ def test_an_engine_that_fails_is_named(saved, monkeypatch):
     assert found.rates["mirada"]["decode after 16"] > 0
 
 
+def test_eight_bits_are_set_beside_the_others(tmp_path, monkeypatch):
+    model = mirada.edit.quantize(mirada.build("llama:tiny", vocab=1024), "int8")
+    mirada.save(model, tmp_path / "m.gguf")
+    monkeypatch.setattr(measure, "WORKS", {"decode after 16": (16, 1, 1)})
+    monkeypatch.setattr(measure, "limits", lambda threads: {"read": 10.0})
+    found = measure.bench(str(tmp_path / "m.gguf"), threads=1, rounds=1, codes=8,
+                          works=("decode after 16",))
+    assert set(found.rates) == {"mirada-8"} and found.own == "mirada-8" and not found.failed
+    found.rates["llama.cpp"] = {"decode after 16": 2.0}
+    found.rates["mirada-8"]["decode after 16"] = 3.0
+    assert found.ratio("decode after 16") == 1.5
+
+
 def test_engines_that_are_not_there(saved):
     with pytest.raises(MiradaError, match="no engine is called 'vllm'"):
         measure.bench(saved, ("vllm",))
@@ -69,4 +82,5 @@ def test_the_command(saved, monkeypatch, capsys):
     assert cli.main(["bench", saved, "--against", "transformers,llama.cpp", "--threads", "3",
                      "--json"]) == 0
     assert seen["against"] == ("transformers", "llama.cpp") and seen["threads"] == 3
+    assert seen["codes"] == 16
     assert json.loads(capsys.readouterr().out)["model"] == "m"

@@ -28,7 +28,7 @@ T = 20
 WINDOW = {"window": 7}
 CASES = {  # name -> how it is built
     "bloom": {}, "gemma": {}, "gemma2": WINDOW, "gemma3": WINDOW, "gpt1": {}, "gpt2": {},
-    "gpt3": WINDOW, "gptj": {}, "gptneo": WINDOW, "llama": {}, "mpt": {}, "neox": {},
+    "gpt3": WINDOW, "gptj": {}, "gptneo": WINDOW, "llama": {}, "mixtral": {}, "mpt": {}, "neox": {},
     "neox-serial": {"parallel": False}, "palm": {}, "qwen2": {}, "qwen3": {}, "starcoder": {},
     "starcoder-heads": {"shared": False}, "starcoder2": WINDOW,
     "mistral": WINDOW | {"architecture": "MistralForCausalLM"},
@@ -117,12 +117,10 @@ def test_a_program_gives_the_models_logits(name):
     assert torch.equal(torch.cat(steps, 1), whole)
 
 
-def test_every_decoder_family_is_here_or_refused():
+def test_every_decoder_family_is_here():
     here = {FAMILY.get(name, name.partition("-")[0]) for name in CASES}
     decoders = {f for f in mirada.families() if mirada.build(f, device="meta").kind == "decoder"}
-    assert decoders - here == {"mixtral"}
-    with pytest.raises(lower.Unlowered, match="blocks.0.mlp: MoE has no native operator"):
-        lower.lower(mirada.build("mixtral", "tiny"))
+    assert decoders == here
 
 
 def _changed(model, what: str) -> None:
@@ -236,6 +234,35 @@ def test_a_cache_is_chosen_at_each_generation(small):
         lower.lower(model, cache="int4")
     with pytest.raises(MiradaError, match="is the native runtime's, .*lower.attach"):
         built("llama").generate(ids, cache="int8")
+
+
+def test_activations_have_the_bits_that_a_generation_asks_for(small):
+    """One program serves both; eight bits are the numbers of one that was lowered with them."""
+    model, program = small
+    ids, deep = ids_for(model, 2, 40), Rows(program)(ids_for(model, 2, 40).tolist())
+    shallow = Rows(lower.lower(model, codes=8))(ids.tolist())
+    assert torch.equal(Rows(program, codes=8)(ids.tolist()), shallow)
+    assert 5e-2 > distance(shallow, deep) > 1e-4
+    assert torch.equal(Rows(program, codes=16)(ids.tolist()), deep)
+    prompts = [row[:30] for row in ids.tolist()]
+    engine = Engine(model, tokens=512, codes=8)
+    asked = dict(max_new_tokens=6, eos_token_id=())
+    alone = [model.generate(p, codes=8, **asked)[0, 30:].tolist() for p in prompts]
+    assert engine.generate(prompts, **asked) == alone and engine.runner.lib is not program.lib
+    model.native = lower.lower(model, codes=8)
+    assert "operators, activations in 8 bits, keys and" in model.path()
+    model.native = program
+    assert "8 bits" not in model.path()
+
+
+@pytest.mark.parametrize("asked, says", [
+    ({"codes": 4}, "codes is 4; it must be 8 or 16"), ({"codes": True}, "it must be 8 or 16"),
+    ({"codes": 8, "cache": "rolling"}, "codes=8 is the native runtime's, and cache='rolling' is")])
+def test_bits_that_cannot_be(small, asked, says):
+    with pytest.raises(MiradaError, match=says):
+        small[0].generate([5, 6], **asked)
+    with pytest.raises(MiradaError, match="codes=8 is the native runtime's, and this model runs"):
+        built("llama").generate([5, 6], codes=8)
 
 
 def test_an_engine_has_a_cache_and_threads_of_its_own(small):
@@ -465,9 +492,11 @@ def test_what_has_no_operator_is_named(what, says):
 
 
 def test_other_architectures_are_refused():
-    for name, says in (("t5", "encoder-decoders"), ("bert", "one token after another")):
+    kind = {"architecture": "LlamaForSequenceClassification"}
+    for name, more, says in (("llama", kind, "one token after another"),
+                             ("deberta", {}, "Disentangled has no native operator")):
         with pytest.raises(lower.Unlowered, match=says):
-            lower.lower(mirada.build(name, "tiny"))
+            lower.lower(mirada.build(name, "tiny", **more))
 
 
 def test_quantized_models_are_lowered_at_their_first_generation(monkeypatch):

@@ -191,6 +191,16 @@ def test_threads_are_a_word_of_the_commands(monkeypatch, capsys):
         assert "is no number of threads: 1 to 256" in capsys.readouterr().err
 
 
+def test_bits_of_activations_are_a_word_of_the_commands(capsys):
+    parser = argparse.ArgumentParser()
+    common.decoding_arguments(parser)
+    assert common.decoding(parser.parse_args(["m", "--codes", "8"]))["codes"] == 8
+    assert "codes" not in common.decoding(parser.parse_args(["m"]))
+    with pytest.raises(SystemExit):
+        parser.parse_args(["m", "--codes", "4"])
+    assert "invalid choice: " in capsys.readouterr().err
+
+
 @pytest.fixture(scope="module")
 def program():
     return lower.lower(mirada.build("llama", "tiny", seed=0))

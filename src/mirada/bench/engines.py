@@ -20,18 +20,20 @@ from .peers import CTranslate2, LlamaCpp, OnnxRuntime, OpenVINO
 
 
 class Mirada:
-    """This library, as `mirada run` uses it; with `torch`, its pure-torch path."""
+    """This library, as `mirada run` uses it; with `torch`, its pure-torch path. codes: bits of the
+    activations that quantized weights meet."""
 
     NEEDS = ()
 
-    def __init__(self, path: str, threads: int, torch_only: bool = False):
+    def __init__(self, path: str, threads: int, torch_only: bool = False,
+                 codes: int | None = None):
         if torch_only:
             os.environ["MIRADA_NATIVE"] = "0"
         import torch
 
         from mirada import registry
         torch.set_num_threads(threads)
-        self.model = registry.load(path)
+        self.model, self.codes = registry.load(path), codes
         self.vocab = self.model.config.vocab
 
     def write(self, context: int, rows: int, new: int) -> list[float]:
@@ -42,9 +44,17 @@ class Mirada:
         from mirada.generate.options import Options
         ids = torch.tensor([prompt(context, self.vocab, row) for row in range(rows)])
         options = Options.read(self.model, {
-            "max_new_tokens": new + 1, "eos_token_id": (), "do_sample": False, "num_beams": 1})
+            "max_new_tokens": new + 1, "eos_token_id": (), "do_sample": False, "num_beams": 1,
+            "codes": self.codes})
         run = started(self.model, ids, torch.ones_like(ids), options)
         return timed(run.step, new)
+
+
+class Mirada8(Mirada):
+    """This library with activations of 8 bits, as other engines have them."""
+
+    def __init__(self, path: str, threads: int):
+        super().__init__(path, threads, codes=8)
 
 
 class MiradaTorch(Mirada):
@@ -81,7 +91,8 @@ class Transformers:
 
 
 ENGINES: dict[str, Any] = {
-    "mirada": Mirada, "mirada-torch": MiradaTorch, "transformers": Transformers,
+    "mirada": Mirada, "mirada-8": Mirada8, "mirada-torch": MiradaTorch,
+    "transformers": Transformers,
     "llama.cpp": LlamaCpp, "openvino": OpenVINO, "ctranslate2": CTranslate2,
     "onnxruntime": OnnxRuntime,
 }

@@ -31,7 +31,8 @@ class Bench:
     """What was seen. rates: engine -> work -> tokens a second, the median of its rounds.
 
     first: engine -> seconds from the start of its process to its first token. peak: engine ->
-    bytes of memory at most. limits: see bench.limits. weights: bytes of the model's file.
+    bytes of memory at most. limits: see bench.limits. weights: bytes of the model's file. own: the
+    engine that is set beside the others.
     """
 
     model: str
@@ -42,17 +43,18 @@ class Bench:
     first: dict[str, float] = field(default_factory=dict)
     peak: dict[str, int] = field(default_factory=dict)
     failed: dict[str, str] = field(default_factory=dict)
+    own: str = "mirada"
 
     def ratio(self, work: str) -> float | None:
         """mirada's tokens a second over the best other engine's."""
         others = [r[work] for name, r in self.rates.items()
                   if not name.startswith("mirada") and work in r]
-        own = self.rates.get("mirada", {}).get(work)
+        own = self.rates.get(self.own, {}).get(work)
         return own / max(others) if own and others else None
 
     def share(self, work: str) -> float | None:
         """mirada's part of the limit: each token of one row reads all weights once."""
-        own = self.rates.get("mirada", {}).get(work)
+        own = self.rates.get(self.own, {}).get(work)
         if own is None or not work.startswith("decode"):
             return None
         return own * self.weights / 1e9 / self.limits["read"]
@@ -163,29 +165,31 @@ def installed(name: str) -> None:
 
 
 def bench(path: str, against: tuple[str, ...] = (), *, threads: int = 2, rounds: int = 3,
-          works: tuple[str, ...] = tuple(WORKS),
+          codes: int = 16, works: tuple[str, ...] = tuple(WORKS),
           progress: Callable[[str], None] = lambda said: None) -> Bench:
     """Time mirada, and the engines `against`, on one model: a folder or a .gguf file.
 
     Each round asks every engine the same in turn. An engine that fails is named with its reason,
-    and the others go on. Raises MiradaError for an engine that is unknown or not installed.
+    and the others go on. codes: bits of mirada's activations, 16 or 8. Raises MiradaError for an
+    engine that is unknown or not installed.
     """
     for name in against:
         installed(name)
     progress("limits")
     where = Path(path)
-    found = Bench(where.name, threads, _weights(where), limits(threads))
+    own = "mirada-8" if codes == 8 else "mirada"
+    found = Bench(where.name, threads, _weights(where), limits(threads), own=own)
     children: dict[str, Child] = {}
     made = tempfile.TemporaryDirectory(prefix="mirada-bench-")
     try:
-        for name in dict.fromkeys(("mirada", *against)):
+        for name in dict.fromkeys((own, *against)):
             progress(f"{name} starts")
             try:
                 folder = Path(made.name, name)
                 folder.mkdir()
                 children[name] = Child(name, ready(name, path, folder), threads)
             except MiradaError as error:
-                if name == "mirada":
+                if name == own:
                     raise
                 found.failed[name] = str(error)
                 continue

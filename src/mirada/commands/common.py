@@ -80,6 +80,8 @@ def decoding_arguments(parser) -> None:
     parser.add_argument("-n", "--max-new-tokens", type=int, default=256, metavar="N")
     parser.add_argument("--cache", choices=("int8", "float16", "float32", "static", "rolling"),
                         help="how keys and values are kept; the first three: natively")
+    parser.add_argument("--codes", type=int, choices=(8, 16), help="bits of the activations that "
+                        "quantized weights meet: 16 is exact; 8, as elsewhere, faster")
     parser.add_argument("--threads", type=threads, metavar="N", help="default: as many as cores")
     parser.add_argument("--stop", action="append", metavar="TEXT", help="end before this text")
     parser.add_argument("--system", metavar="TEXT", help="the system message of a chat model")
@@ -105,5 +107,5 @@ def guessing(args) -> dict:
 def decoding(args) -> dict:
     """The options that decoding_arguments' words set."""
     names = ("temperature", "top_k", "top_p", "min_p", "repetition_penalty", "seed", "stop",
-             "max_new_tokens", "cache")
+             "max_new_tokens", "cache", "codes")
     return {n: getattr(args, n) for n in names if getattr(args, n) is not None}

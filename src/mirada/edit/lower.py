@@ -1,4 +1,7 @@
-"""A built decoder lowered to a flat program for the native runtime: its tree is walked once.
+"""A built model lowered to a flat program for the native runtime: its tree is walked once.
+
+A decoder's program takes tokens one after another and gives scores; an encoder's reads whole texts
+and gives their last states; an encoder-decoder has both, and one that notes the source.
 
 Each class of module has a function here that writes its operators; a module that has none makes
 the whole model stay with torch, and `Unlowered` names it.
@@ -15,15 +18,15 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from mirada.core.attend import Attend, pinned
-from mirada.core.attention import Absent, Attention, NoBias, NoGate
-from mirada.core.bias import Alibi
+from mirada.core.attention import Absent, Attention, CrossAttention, NoBias, NoGate
+from mirada.core.bias import Alibi, Buckets
 from mirada.core.block import Block, Branch, ParallelBlock, Residual, Stack
 from mirada.core.embed import Tokens
 from mirada.core.heads import LMHead
 from mirada.core.linear import KEPT, Quantized, QuantizedEmbedding
-from mirada.core.mlp import MLP
+from mirada.core.mlp import MLP, MoE
 from mirada.core.norm import LayerNorm, QKNorm, RMSNorm
-from mirada.core.position import ByChannel, Dynamic, Learned, Rotary
+from mirada.core.position import ByChannel, Dynamic, Learned, Rotary, Sinusoid
 from mirada.errors import MiradaError
 from mirada.kernels import native as rt
 from mirada.kernels.blocks import offset
@@ -66,25 +69,34 @@ def lower(model, *, cache: str | None = None, codes: int = 16, flags=()) -> Nati
 
     cache: what keys and values are kept in where a generation does not say: "float32", "float16" or
     "int8" (a 135 M model's logits change by 0.1 in the mean, its loss by 0.001 nats); None:
-    "float16" where any weight is quantized, else "float32".
+    "float16" where any weight is quantized, else "float32". An encoder keeps none: "float32".
     codes: bits of the activations that quantized weights meet. With 16 the logits are the modules'
     to a few parts in ten thousand; 8, as other engines have it, reads prompts and batches half
     as fast again, and its rounding shows: 0.2 in a logit, 0.005 nats, of a 135 M model.
     flags: for the compiler. Raises Unlowered and Unbuilt.
     """
-    if codes not in (8, 16):
-        raise MiradaError(f"codes is {codes}; activations have 8 bits or 16")
     lowering = Lowering()
     lowering.model(model)
-    lib = library(*([] if codes == 16 else ["-DDEEP=0"]), *flags)
+    lib = library(*rt.way(codes), *flags)
     native = lowering.native(lib, cache)
+    if model.encoder_decoder:
+        native.encoder = _encoder(model).native(lib, cache)
+        native.encoder.options = dict(codes=codes, flags=flags)
     native.stamp = _stamp(model)
     native.options = dict(cache=cache, codes=codes, flags=flags)
     return native
 
 
+def _encoder(model) -> Lowering:
+    """The encoder of an encoder-decoder, as its own program."""
+    lowering = Lowering()
+    lowering.encoder(model.body.encoder, "encoder.")
+    return lowering
+
+
 def ready(model) -> Native | None:
-    """The program that generation may run now, or None where torch must: see `path`."""
+    """The program that generation, or the pass of an encoder, may run now; None where torch must:
+    see `path`."""
     if _watched(model):
         return None
     own = model.native
@@ -97,12 +109,13 @@ def ready(model) -> Native | None:
         except Unbuilt as error:
             model.native = str(error)
             if os.environ.get("MIRADA_NATIVE") != "0":
-                warnings.warn(f"generation runs with torch, which is slower: {error}", stacklevel=2)
+                warnings.warn(f"{_work(model)} runs with torch, which is slower: {error}",
+                              stacklevel=2)
     return model.native if isinstance(model.native, Native) else None
 
 
 def path(model) -> str:
-    """What generation runs, and why, in a sentence."""
+    """What generation, or the pass of an encoder, runs, and why, in a sentence."""
     watched = _watched(model)
     if watched:
         return f"torch: {watched}"
@@ -117,9 +130,16 @@ def path(model) -> str:
         return "torch; mirada.edit.lower.attach(model) gives it a native program"
     made = f"native runtime, {len(lowering.ops)} operators"
     if model.native is None:
-        return f"{made}, made at the first generation"
+        return f"{made}, made at the first {_work(model)}"
     own = model.native
+    made += ", activations in 8 bits" if own.options["codes"] == 8 else ""
+    if not model.generates:
+        return f"{made}; no pad is computed"
     return f"{made}, keys and values in {own.cache}: {own.block_bytes // own.block:,} bytes a token"
+
+
+def _work(model) -> str:
+    return "generation" if model.generates else "pass"
 
 
 def _watched(model) -> str | None:
@@ -153,8 +173,13 @@ class Lowering:
         self.keep: list[Tensor] = []  # whose addresses the operators hold
         # a matrix's place, its rows, and whether their zeros become offsets
         self.packs: list[tuple[Operator, str, Tensor, bool]] = []
-        self.rotaries: list[tuple[Operator, Rotary]] = []
+        # what a table of positions or distances is computed from, and where an operator has it
+        self.tables: list[tuple[Operator, int, nn.Module]] = []
+        self.source: Lowering | None = None  # what reads the text that MEMORY looks at
+        self.shares: dict[int, int] = {}  # what experts wrote -> how much of each counts: buffers
         self.group, self.positions = 1, 1 << 30
+        self.vocab, self.types = 1, 1
+        self.out: int | None = None  # numbers that a token gives; vocab when None
         self.path = "the model"  # what is lowered now, for messages
 
     def fail(self, module: nn.Module, why: str = "has no native operator") -> Unlowered:
@@ -184,48 +209,72 @@ class Lowering:
     def model(self, model) -> None:
         if type(model) is not Model:
             raise Unlowered(f"{type(model).__name__} has no native program")
-        if model.encoder_decoder:
-            raise Unlowered("encoder-decoders have no native program yet")
-        if model.kind != "decoder" or type(model.head) is not LMHead:
-            raise Unlowered(f"{model.architecture} does not write one token after another")
         if model.device.type != "cpu":
             raise Unlowered(f"its weights are on {model.device}, and the native runtime is a CPU's")
         if any(p.dtype == torch.float64 for p in model.parameters()):
             raise Unlowered("float64 weights are computed by torch alone")
+        if model.kind in ("encoder", "vision") or reads(model):
+            self.encoder(model.body)
+            return
+        if not model.generates or not (type(model.head) is LMHead or _asked(model.head)):
+            raise Unlowered(f"{model.architecture} does not write one token after another")
+        if model.encoder_decoder:
+            self.source = Lowering()
+            self.source.take(_width(model.body.encoder))
+            _encoder(model)
         self.vocab = model.head.out.out_features
-        x = self.stack(model.body)
-        self.head(model.head, x, model.body.norm)
+        x = self.stack(model.decoder)
+        self.head(model.head, x, model.decoder.norm)
 
-    def stack(self, stack: nn.Module) -> int:
+    def encoder(self, stack: nn.Module, path: str = "") -> None:
+        """The stack's last states of every token."""
+        x = self.stack(stack, path, given=not embeds(stack.embed))
+        self.out = self.widths[x]
+        self.path = "norm"
+        self.norm(stack.norm, x, x)
+        self.op("gather", src=x, dst=LOGITS, width=self.out)
+
+    def take(self, width: int) -> int:
+        x = self.buffer("stream", width)
+        self.op("take", dst=x, width=width)
+        return x
+
+    def stack(self, stack: nn.Module, path: str = "", given=False) -> int:
+        """given: the first states are the caller's, which the stack's own module makes."""
         if type(stack) is not Stack:
             raise self.fail(stack)
-        self.path = "embed"
-        x = self.embed(stack.embed)
+        self.path = path + "embed"
+        if not given and not embeds(stack.embed):
+            raise self.fail(stack.embed)
+        x = self.take(_width(stack)) if given else self.embed(stack.embed)
         for place, index in enumerate(stack.order):
             block = stack.blocks[index]
-            self.path = f"blocks.{place}"
+            self.path = f"{path}blocks.{place}"
             if type(block) not in BLOCKS:
                 raise self.fail(block)
             BLOCKS[type(block)](self, block, x)
         return x
 
-    def embed(self, embed: nn.Module) -> int:
-        if type(embed) is not Tokens:
-            raise self.fail(embed)
-        if embed.segment is not None or not _empty(embed.project):
-            raise self.fail(embed, "with segments or a narrow table has no native operator")
-        table, places = embed.token, embed.position
+    def embed(self, embed: Tokens) -> int:
+        table, places, kinds = embed.token, embed.position, embed.segment
         rows, kind = self.rows(table)
-        width = table.embedding_dim
-        x = self.buffer("stream", width)
+        width, narrow = table.embedding_dim, not _empty(embed.project)
+        x = self.buffer("narrow" if narrow else "stream", width)
         op = self.op("embed", self.held(rows, None), dst=x, width=width, kind=kind,
                      scale=embed.scale * _widening(table))
-        if places is not None:
-            if type(places) is not Learned:
-                raise self.fail(places)
+        self.vocab = table.num_embeddings
+        if isinstance(places, Learned):
             self.positions = places.context
             op.p[1], op.extra = self.held(places.weight), places.num_embeddings - places.context
+        elif places is not None:
+            self.tables.append((op, 1, places))
+        if kinds is not None:
+            op.p[2], self.types = self.held(kinds.weight), kinds.num_embeddings
         self.norm(embed.norm, x, x)
+        if narrow:
+            last = self.buffer("stream", embed.project.out_features)
+            self.linears([(embed.project, last)], x)
+            return last
         return x
 
     def block(self, block: Block, x: int) -> None:
@@ -265,39 +314,68 @@ class Lowering:
         return SUBLAYERS[type(f)](self, f, x, pre, own)
 
     def end(self, f: nn.Module, inner: int, y: int, flags: int = 0) -> None:
+        if type(f) is MoE:
+            self.op("weigh", src=inner, dst=y, extra=self.shares[inner], width=self.widths[y],
+                    top=f.top, flags=flags)
+            return
         last = f.o if isinstance(f, Attention) else f.down
         self.linears([(last, y)], inner, flags=flags)
 
     def attention(self, a: Attention, x: int, pre: nn.Module, own: str) -> int:
         mask, H, G = a.mask, a.heads, a.kv_heads
-        if not _empty(a.gate) or a.sinks is not None:
-            raise self.fail(a, "with a gate or sinks has no native operator")
-        other = (mask.prefix, mask.everywhere, mask.padding, mask.slots)
-        if not mask.causal or mask.segments or mask.patterns or any(x is not None for x in other):
-            raise self.fail(a, "whose mask is more than causal has no native operator")
-        if type(a.attend) is not Attend:
-            raise self.fail(a.attend)
+        self.plain(a)
+        both = 0 if mask.causal else rt.BOTH
         K, V = a.q.out_features // H, a.v.out_features // G
         q, k, v = (self.buffer(name, n) for name, n in (("q", H * K), ("k", G * K), ("v", G * V)))
         z = self.buffer("z" + own, H * V)
         self.linears([(a.q, q), (a.k, k), (a.v, v)], x, pre)
         shape = dict(heads=H, kv_heads=G, head=K, value=V)
-        turn = self.op("turn", src=q, dst=k, extra=v, **shape)
+        turn = self.op("turn", src=q, dst=k, extra=v, flags=both, **shape)
         if not _empty(a.qk_norm):
             self.qk_norm(a.qk_norm, turn)
         if not _empty(a.rotary):
             self.rotary(a.rotary, turn)
-        self.op("attend", self.slopes(a.score_bias), src=q, dst=z, scale=a.scale, cap=a.cap or 0.0,
-                window=mask.window or 0, **shape)
+        attend = self.op("attend", src=q, dst=z, scale=a.scale, cap=a.cap or 0.0, flags=both,
+                         window=mask.window or 0, **shape)
+        self.bias(a.score_bias, attend)
         self.group = max(self.group, H // G)
         return z
 
-    def slopes(self, bias: nn.Module) -> int | None:
-        if _empty(bias):
-            return None
-        if type(bias) is not Alibi:
+    def plain(self, a: Attention) -> None:
+        """Refuse what no operator knows of an attention."""
+        if not _empty(a.gate) or a.sinks is not None:
+            raise self.fail(a, "with a gate or sinks has no native operator")
+        other = (a.mask.prefix, a.mask.everywhere, a.mask.padding, a.mask.slots)
+        if a.mask.segments or a.mask.patterns or any(x is not None for x in other):
+            raise self.fail(a, "whose mask is more than causal has no native operator")
+        if type(a.attend) is not Attend:
+            raise self.fail(a.attend)
+
+    def cross(self, a: CrossAttention, x: int, pre: nn.Module, own: str) -> int:
+        """Queries from the stream; the source's program writes keys and values once."""
+        H, G, source = a.heads, a.kv_heads, self.source
+        self.plain(a)
+        if source is None or a.mask.causal or a.mask.window or not (
+                _empty(a.qk_norm) and _empty(a.score_bias)):
+            raise self.fail(a)
+        K, V = a.q.out_features // H, a.v.out_features // G
+        shape = dict(heads=H, kv_heads=G, head=K, value=V)
+        q, z = self.buffer("q", H * K), self.buffer("z" + own, H * V)
+        self.linears([(a.q, q)], x, pre)
+        self.op("attend", src=q, dst=z, scale=a.scale, cap=a.cap or 0.0, flags=rt.MEMORY, **shape)
+        self.group = max(self.group, H // G)
+        k, v = source.buffer("k", G * K), source.buffer("v", G * V)
+        source.linears([(a.k, k), (a.v, v)], source.names["stream"])
+        source.op("turn", dst=k, extra=v, **shape | {"heads": 0})
+        return z
+
+    def bias(self, bias: nn.Module, attend: Operator) -> None:
+        if type(bias) is Alibi and not attend.flags & rt.BOTH:
+            attend.p[0] = self.held(torch.tensor(bias.slopes))
+        elif type(bias) is Buckets:
+            self.tables.append((attend, 1, bias))
+        elif not _empty(bias):
             raise self.fail(bias)
-        return self.held(torch.tensor(bias.slopes))
 
     def qk_norm(self, norms: nn.Module, turn: Operator) -> None:
         if type(norms) is not QKNorm or not type(norms.q) is type(norms.k) is RMSNorm:
@@ -312,13 +390,55 @@ class Lowering:
         if isinstance(by, Dynamic) or (isinstance(by, ByChannel) and by.short != by.long):
             raise self.fail(by, "turns earlier keys otherwise as the text grows: no native "
                             "operator")
-        turn.turning, turn.flags = rotary.dim, rt.INTERLEAVED if rotary.interleaved else 0
-        self.rotaries.append((turn, rotary))
+        turn.turning = rotary.dim
+        turn.flags |= rt.INTERLEAVED if rotary.interleaved else 0
+        self.tables.append((turn, 2, rotary))
 
     def mlp(self, mlp: MLP, x: int, pre: nn.Module, own: str) -> int:
         hidden = self.buffer("hidden" + own, mlp.up.out_features)
         self.linears([(mlp.up, hidden)], x, pre, gate=mlp.gate, act=self.activation(mlp.act))
         return hidden
+
+    def experts(self, moe: MoE, x: int, pre: nn.Module, own: str) -> int:
+        """What the chosen experts of each token write: `top` lines to a token."""
+        kinds = set()
+        for expert in moe.experts:
+            if type(expert) is not MLP:
+                raise self.fail(expert)
+            kinds.add((self.activation(expert.act), expert.gate is None))
+        if len(kinds) > 1:
+            raise self.fail(moe, "whose experts differ has no native operator")
+        first, top, several = moe.experts[0], moe.top, dict(experts=len(moe.experts), top=moe.top)
+        d, width = self.widths[x], first.up.out_features
+        router = self.buffer("router" + own, len(moe.experts))
+        hidden = self.buffer("hidden" + own, top * width)
+        shares, out = self.buffer("shares" + own, top), self.buffer("experts" + own, top * d)
+        self.shares[out] = shares
+        self.linears([(moe.router, router)], x, pre)
+        self.op("route", src=router, dst=shares, **several)
+        pointers, fields = self.normed(pre)
+        up = self.op("experts", *pointers, src=x, dst=hidden, extra=1,
+                     act=kinds.pop()[0], **several, **fields)
+        down = self.op("experts", src=hidden, dst=out, extra=top, **several)
+        self.alike(up, "a", [e.up for e in moe.experts])
+        if first.gate is not None:
+            self.alike(up, "gate", [e.gate for e in moe.experts])
+        self.alike(down, "a", [e.down for e in moe.experts])
+        return out
+
+    def alike(self, op: Operator, place: str, modules: list[nn.Module]) -> None:
+        """Matrices of one kind and shape, to be packed one behind the other."""
+        biases, kinds = [], set()
+        for module in modules:
+            self.matrix(op, place, module)
+            at = getattr(op, place)
+            kinds.add((at.kind, at.rows, at.cols, module.bias is None))
+            biases.append(module.bias)
+        if len(kinds) > 1:
+            raise self.fail(modules[0], "among experts of other kinds has no native operator")
+        if biases[0] is not None:
+            padded = [F.pad(b.detach().float(), (0, -len(b) % 16)) for b in biases]
+            getattr(op, place).bias = self.held(torch.cat(padded))
 
     def activation(self, act: nn.Module) -> int:
         """The runtime's function with the same values: there are more names than functions."""
@@ -342,7 +462,8 @@ class Lowering:
             self.norm(norm, last, last)
             self.op("scale", dst=last, width=width, scale=head.scale)
             norm = None
-        self.linears([(head.out, LOGITS)], last, norm)
+        bias = getattr(head, "bias", None)  # BART's, beside the projection
+        self.linears([(head.out, LOGITS)], last, norm, bias=bias)
         if head.cap is not None:
             self.op("cap", dst=LOGITS, width=self.vocab, cap=head.cap)
 
@@ -363,13 +484,13 @@ class Lowering:
                     **fields)
 
     def linears(self, parts: list, src: int, norm: nn.Module | None = None, *, flags: int = 0,
-                gate: nn.Module | None = None, act: int = 0) -> None:
+                gate: nn.Module | None = None, act: int = 0, bias: Tensor | None = None) -> None:
         """Projections of one input, which is normed and made codes once while all read the same."""
         pointers, fields = self.normed(norm)
         before = None
         for module, dst in parts:
             op = self.op("linear", *pointers, src=src, dst=dst, flags=flags, act=act, **fields)
-            wide = self.matrix(op, "a", module)
+            wide = self.matrix(op, "a", module, bias)
             if gate is not None and self.matrix(op, "gate", gate) != wide:
                 raise self.fail(gate, "is quantized and its neighbour is not, or the reverse")
             if wide == before:
@@ -377,10 +498,13 @@ class Lowering:
                 self.ops[-2].flags |= rt.OPEN
             before = wide
 
-    def matrix(self, op: Operator, place: str, module: nn.Module) -> bool:
-        """Note a matrix to be packed; True where it meets floats."""
+    def matrix(self, op: Operator, place: str, module: nn.Module,
+               more: Tensor | None = None) -> bool:
+        """Note a matrix to be packed, and its bias with `more` of it; True where it meets floats."""
         rows, kind = self.rows(module)
         bias = module.bias
+        if more is not None:
+            bias = more.detach().flatten() + (0 if bias is None else bias)
         if bias is not None:
             bias = self.held(F.pad(bias.detach().float(), (0, -len(bias) % 16)))
         where = getattr(op, place)
@@ -406,22 +530,31 @@ class Lowering:
         return weight.contiguous(), rt.KINDS[FLOATS[weight.dtype]]
 
     def native(self, lib, cache: str | None = None) -> Native:
+        wide = [rt.KINDS[name] for name in FLOATS.values()]
+        floats = all(op.a.kind in wide for op in self.ops) or self.out is not None
+        cache = cache or ("float32" if floats else "float16")
+        tables = [(self.ops.index(op), slot, module) for op, slot, module in self.tables]
+        program, source = self.program(lib), None
+        grow = None
+        if tables:
+            grow, program.positions = _Tables(tables, self.positions), 0
+        if self.source is not None:
+            source = self.source.program(lib)
+            source.out = 0
+            self.keep += self.source.keep
+        return Native(lib, program, cache, self.keep, grow, source)
+
+    def program(self, lib) -> Program:
         if len(self.widths) >= rt.BUFFERS:
             raise Unlowered(f"its blocks need more than {rt.BUFFERS - 1} buffers")
-        wide = [rt.KINDS[name] for name in FLOATS.values()]
-        cache = cache or ("float32" if all(op.a.kind in wide for op in self.ops) else "float16")
         self.pack(lib)
         for op in self.ops:
             op.dst = len(self.widths) if op.dst == LOGITS else op.dst
         ops = (Operator * len(self.ops))(*self.ops)
         program = Program(ops, len(ops), len(self.widths), 0, self.group, self.vocab,
-                          self.positions)
+                          self.positions, self.out or self.vocab, self.types)
         program.width[: len(self.widths)] = self.widths
-        places = [(n, r) for n, op in enumerate(self.ops) for o, r in self.rotaries if o is op]
-        grow = None
-        if places:
-            grow, program.positions = _Turns(places, self.positions), 0
-        return Native(lib, program, cache, self.keep, grow)
+        return program
 
     def pack(self, lib) -> None:
         """Copy every matrix into the runtime's layout, and let go of the file's pages after it."""
@@ -433,33 +566,81 @@ class Lowering:
         jobs = (Packing * len(ends))()
         for n, ((_, _, rows, zeros), at, size) in enumerate(zip(self.packs, ends, sizes,
                                                                 strict=True)):
-            at.data = memory.take(size)
-            jobs[n] = Packing(at.kind, at.rows, at.cols, 0, rows.data_ptr(), at.data)
+            start = memory.take(size)
+            at.data = at.data or start  # experts lie one behind the other
+            jobs[n] = Packing(at.kind, at.rows, at.cols, 0, rows.data_ptr(), start)
             if zeros:  # a copy that lives no longer than its own packing
                 copy = offset(rows)
                 jobs[n].source = copy.data_ptr()
                 lib.mirada_pack(jobs[n], 1, torch.get_num_threads())
                 jobs[n].rows = 0
-            at.kind = lib.mirada_kind(at.kind)
         lib.mirada_pack(jobs, len(jobs), torch.get_num_threads())
+        for at in (at for op in self.ops for at in (op.a, op.gate) if at.data):
+            at.kind = lib.mirada_kind(at.kind)
 
 
-class _Turns:
-    """The rotary tables of a program and its forks, which grow with the longest text."""
+class _Tables:
+    """Tables of a program and its forks that grow with the longest text: of angles, of sinusoids,
+    of what distances add to scores."""
 
-    def __init__(self, places: list[tuple[int, Rotary]], most: int):
+    def __init__(self, places: list[tuple[int, int, nn.Module]], most: int):
         self.places, self.most = places, most
-        self.tables: dict[tuple[Rotary, int], Tensor] = {}  # all that any fork may point at
+        self.tables: dict[tuple[nn.Module, int], Tensor] = {}  # all that any fork may point at
 
     def __call__(self, program: Program, positions: int) -> None:
         length = min(max(TABLE, 1 << (positions - 1).bit_length()), self.most)
-        steps = torch.arange(length)[None]
-        for n, rotary in self.places:
-            if (rotary, length) not in self.tables:
-                cos, sin = rotary.table(steps, torch.float32)  # (1, 1, N, dim / 2)
-                self.tables[rotary, length] = torch.cat([cos, sin], -1)[0, 0].contiguous()
-            program.ops[n].p[2] = self.tables[rotary, length].data_ptr()
+        for n, slot, module in self.places:
+            if (module, length) not in self.tables:
+                self.tables[module, length] = _table(module, length).contiguous()
+            table, op = self.tables[module, length], program.ops[n]
+            op.p[slot] = table.data_ptr()
+            if type(module) is Buckets:  # rows of a head each, distance 0 in their middle
+                op.width, op.extra = table.shape[1], table.shape[1] // 2
         program.positions = length
+
+
+@torch.no_grad()
+def _table(module: nn.Module, length: int) -> Tensor:
+    """What a module adds at positions, or distances, up to `length`: float32, in the runtime's
+    order; the operator's vectors of distances may reach a page farther."""
+    steps = torch.arange(length)
+    if isinstance(module, Rotary):
+        return torch.cat(module.table(steps[None], torch.float32), -1)[0, 0]  # (N, dim)
+    if isinstance(module, Buckets):
+        far = length + rt.PAGE
+        return module.table(module.bucket(torch.arange(-far, far + 1))).T.float()  # (H, 2 far + 1)
+    return module(steps, dtype=torch.float32)  # (N, D)
+
+
+def reads(model) -> bool:
+    """True for a model whose one stack reads whole texts or pictures, both ways."""
+    return type(model.body) is Stack and not any(
+        isinstance(m, Attention) and m.mask.causal for m in model.body.modules())
+
+
+def embeds(embed: nn.Module) -> bool:
+    """True where the operators make a stack's first states; else its own module does."""
+    places = getattr(embed, "position", None)
+    known = places is None or type(places) is Sinusoid or (
+        isinstance(places, Learned) and type(places).forward is Learned.forward)
+    return type(embed) is Tokens and known
+
+
+def _width(stack: nn.Module) -> int:
+    """D, of a stack's stream."""
+    return next(m.q.in_features for m in stack.modules() if isinstance(m, Attention))
+
+
+def _asked(head: nn.Module) -> bool:
+    """True for a head that gives what an LMHead does with at most a bias beside; found by asking
+    it."""
+    if not isinstance(head, LMHead):
+        return False
+    some = torch.linspace(-2, 2, 2 * head.out.in_features).view(1, 2, -1)
+    some = some.to(next(head.parameters()).dtype)
+    with torch.no_grad():
+        plain = LMHead.forward(head, some, None, None)["logits"]  # type: ignore[arg-type]
+        return torch.equal(head(some, None, None)["logits"], plain + getattr(head, "bias", 0))
 
 
 def _empty(module: nn.Module) -> bool:
@@ -482,4 +663,6 @@ def _widening(table: nn.Module) -> float:
 
 
 BLOCKS: dict[type, Callable] = {Block: Lowering.block, ParallelBlock: Lowering.parallel}
-SUBLAYERS: dict[type, Callable] = {Attention: Lowering.attention, MLP: Lowering.mlp}
+SUBLAYERS: dict[type, Callable] = {
+    Attention: Lowering.attention, CrossAttention: Lowering.cross, MLP: Lowering.mlp,
+    MoE: Lowering.experts}

@@ -75,12 +75,13 @@ class Engine:
 
     tokens: keys that the cache holds in all. rows: most answers under way at a time. chunk: most
     tokens a step reads. block: keys in a block, where the native runtime does not say. cache,
-    threads: of the native runtime: "float32", "float16" or "int8"; torch's number when None. One
-    lock guards all: requests may come, be read and be cancelled from any thread.
+    codes, threads: of the native runtime, as generation has them; torch's number of threads when
+    None. One lock guards all: requests may come, be read and be cancelled from any thread.
     """
 
     def __init__(self, model: Model, *, tokens: int = 16384, rows: int = 32, chunk: int = 512,
-                 block: int = 32, cache: str | None = None, threads: int | None = None):
+                 block: int = 32, cache: str | None = None, threads: int | None = None,
+                 codes: int | None = None):
         if model.encoder_decoder or not model.generates:
             raise MiradaError(f"the engine serves decoders, and {model.architecture} is none: "
                               "use model.generate")
@@ -89,7 +90,7 @@ class Engine:
                               f"{chunk} tokens a step cannot be: tokens must hold a block, and a "
                               "step a token of each row")
         self.model, self.rows, self.chunk = model, rows, chunk
-        self.sizes, self.native, self.state = (tokens, block), (cache, threads), None
+        self.sizes, self.native, self.state = (tokens, block), (cache, threads, codes), None
         self.waiting: dict[str, deque[Request]] = {}  # user -> requests; users take turns
         self.running: list[Request] = []
         self.lock = threading.RLock()

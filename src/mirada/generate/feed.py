@@ -7,6 +7,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from mirada.edit import lower
+from mirada.edit.lowered import lowered
 from mirada.errors import MiradaError
 from mirada.model import Caches, Model
 
@@ -48,10 +49,12 @@ class Feed:
             return Rows(native) if native else self.model.new_cache()  # others: read all again
         named = isinstance(o.cache, str) and o.cache in lower.CACHES
         if native is not None and (named or o.cache == "growing"):
-            return Rows(native, o.cache if named else None)
-        if named:
-            raise MiradaError(f"a cache in {o.cache} is the native runtime's, and this model runs "
-                              f"with {lower.path(self.model)}")
+            return Rows(native, o.cache if named else None, o.codes)
+        if named or o.codes is not None:
+            what = f"a cache in {o.cache}" if named else f"codes={o.codes}"
+            runs = (f"this model runs with {lower.path(self.model)}" if native is None else
+                    f"cache={o.cache!r} is torch's")
+            raise MiradaError(f"{what} is the native runtime's, and {runs}")
         ahead = o.num_assistant_tokens if o.assistant_model else o.prompt_lookup_num_tokens
         most, copies = self.start.shape[1] + self.room, max(o.num_beams, o.num_return_sequences)
         source = self.prompt.shape[1] if self.model.encoder_decoder else 0
@@ -68,14 +71,26 @@ class Feed:
 
     def begin(self, copies: int = 1) -> Tensor:
         """Scores (B * copies, V) after the prompt, which is read once and then copied."""
-        if self.model.encoder_decoder and self.memory is None:
-            self.memory = self.model.encode(self.prompt, self.mask)
+        if self.model.encoder_decoder:
+            self._source()
         scores = self(self.start[:, self.fed :])
         if copies == 1:
             return scores
         index = torch.arange(len(scores), device=scores.device).repeat_interleave(copies)
         self.reorder(index)
         return scores[index]
+
+    def _source(self) -> None:
+        """Read the source once: torch's decoder wants its states, the runtime's their keys."""
+        if not isinstance(self.cache, Rows):
+            if self.memory is None:
+                self.memory = self.model.encode(self.prompt, self.mask)
+        elif not self.cache.memory:
+            states = self.memory
+            if states is None:
+                states = lowered(self.model).encode(self.prompt, self.mask)
+            self.cache.remember(states, self.mask)
+            self.memory = None
 
     def __call__(self, tokens: Tensor) -> Tensor:
         """Take in tokens (B, T); scores (B, V) of the one after, in float32 or wider."""
@@ -102,6 +117,8 @@ class Feed:
             own = getattr(self.model.config, "target", None)  # of an encoder-decoder's answers
             self.model._check_ids(tokens, own or self.model.config.vocab)
         first, self.fed = self.fed, self.fed + tokens.shape[1]
+        if self.model.encoder_decoder:  # the mask is the source's
+            return rows(tokens.tolist(), keep)
         self._widen(self.fed)
         if self.mask is None:
             return rows(tokens.tolist(), keep)
@@ -110,7 +127,7 @@ class Feed:
 
     def crop(self, length: int) -> None:
         """Take back all but the first `length` tokens."""
-        padded = isinstance(self.cache, Rows) and self.mask is not None
+        padded = self.first is not None and isinstance(self.cache, Rows)
         self.cache.crop(self.mask[:, :length].sum(1).tolist() if padded else length)
         self.fed = length
         if self.mask is not None and not self.model.encoder_decoder:

@@ -13,16 +13,16 @@ from .pages import Paged, Pages
 
 
 def runner(model: Model, tokens: int, block: int, cache: str | None = None,
-           threads: int | None = None):
+           threads: int | None = None, codes: int | None = None):
     """What steps a model: its native program where there is one, with blocks of its own size, else
     TorchRunner. Both hold `tokens` keys in all, `block` of them in a block."""
     native = lower.ready(model)
-    if native is None and (cache, threads) != (None, None):
-        raise MiradaError("an engine's cache= and threads= are the native runtime's, and this "
-                          f"model runs with {lower.path(model)}")
+    if native is None and (cache, threads, codes) != (None, None, None):
+        raise MiradaError("an engine's cache=, codes= and threads= are the native runtime's, and "
+                          f"this model runs with {lower.path(model)}")
     if native is None:
         return TorchRunner(model, tokens // block, block)
-    own = native.fork(cache)
+    own = native.fork(cache, codes)
     own.threads = threads
     own.reserve(tokens // own.block)
     return own

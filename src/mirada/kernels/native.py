@@ -10,9 +10,11 @@ import shutil
 import subprocess
 import sys
 import tempfile
+from collections.abc import Iterator
 from ctypes import c_float, c_int32, c_int64, c_void_p
 from functools import cache
 from pathlib import Path
+from threading import Lock
 
 import torch
 from torch import Tensor
@@ -25,9 +27,10 @@ FLAGS = ("-O2", "-march=native", "-std=gnu11", "-ffp-contract=fast", "-fPIC", "-
 PAGE = 32  # tokens in a page of the pool, as in runtime.c
 CHUNK = 512  # tokens that one step of the runtime takes: bounds its buffers
 BUFFERS = 16
-REUSE, OPEN, ADD, INTERLEAVED = 1, 2, 4, 8  # flags of an operator
+REUSE, OPEN, ADD, INTERLEAVED, BOTH, MEMORY = 1, 2, 4, 8, 16, 32  # flags of an operator
 RMS, LAYER = 1, 2
-OPERATORS = ("embed", "norm", "linear", "turn", "attend", "gather", "scale", "cap")
+OPERATORS = ("embed", "norm", "linear", "turn", "attend", "gather", "scale", "cap",
+             "route", "experts", "weigh", "take")
 KINDS = {"F32": 0, "F16": 1, "BF16": 30, "Q4_0": 2, "Q4_1": 3, "Q5_0": 6, "Q5_1": 7, "Q8_0": 8,
          "Q4_K": 12, "Q5_K": 13, "Q6_K": 14, "I8": 256, "NF4": 257,
          "FP4": 258}  # what a weight may be, by ggml's numbers and, from 256 on, the runtime's own
@@ -37,7 +40,9 @@ FLOATS = ("F32", "F16", "BF16", "NF4", "FP4")  # those that meet activations as 
 REFUSALS = {1: "a token id is not of the vocabulary", 2: "a token's row has no table",
             3: "a position lies beyond its row's table or the model's positions",
             4: "a table names a page that the pool lacks",
-            5: "a scored token is not one of the step's", 6: "there is no memory for the step"}
+            5: "a scored token is not one of the step's", 6: "there is no memory for the step",
+            7: "a token's segment is none of the model's",
+            8: "the step needs states, or the length of each row's source, and was given none"}
 
 
 class Matrix(ctypes.Structure):
@@ -50,6 +55,7 @@ class Operator(ctypes.Structure):
         "op", "flags", "src", "dst", "width", "kind", "act", "norm", "heads", "kv_heads", "head",
         "value", "turning", "window", "extra", "unused")]
     _fields_ += [(name, c_float) for name in ("eps", "scale", "cap", "eps_k")]
+    _fields_ += [(name, c_int32) for name in ("experts", "top")]
     _fields_ += [("at_k", c_int64), ("at_v", c_int64), ("p", c_void_p * 4), ("a", Matrix),
                  ("gate", Matrix)]
 
@@ -57,7 +63,7 @@ class Operator(ctypes.Structure):
 class Program(ctypes.Structure):
     _fields_ = [("ops", ctypes.POINTER(Operator))]
     _fields_ += [(name, c_int32) for name in (
-        "count", "buffers", "cache", "group", "vocab", "positions")]
+        "count", "buffers", "cache", "group", "vocab", "positions", "out", "types")]
     _fields_ += [("width", c_int32 * BUFFERS), ("page_bytes", c_int64)]
 
 
@@ -70,7 +76,7 @@ class Batch(ctypes.Structure):
     _fields_ = [(name, c_int32) for name in (
         "tokens", "sequences", "pages", "scored", "pool_pages", "unused")]
     _fields_ += [(name, c_void_p) for name in (
-        "ids", "positions", "rows", "tables", "score", "pool", "out")]
+        "ids", "positions", "rows", "tables", "score", "pool", "out", "types", "memory", "given")]
 
 
 class Unbuilt(MiradaError):
@@ -104,6 +110,13 @@ def library(*more: str) -> ctypes.CDLL:
     lib.mirada_pack.argtypes = [ctypes.POINTER(Packing), c_int32, c_int32]
     lib.mirada_expand.argtypes = [c_int32] * 2 + [c_void_p] * 2
     return lib
+
+
+def way(codes: int) -> tuple[str, ...]:
+    """The flags of a runtime whose activations have 16 bits or 8. Raises MiradaError."""
+    if codes not in (8, 16):
+        raise MiradaError(f"codes is {codes}; activations have 8 bits or 16")
+    return () if codes == 16 else ("-DDEEP=0",)
 
 
 def missing() -> str | None:
@@ -178,23 +191,42 @@ class Memory:
             self.lib.mirada_release(self.start, max(self.size, 1))
 
 
-def laid_out(program: Program, cache: str) -> Program:
-    """The program with keys and values kept as one of CACHES: each operator told where."""
+def laid_out(program: Program, cache: str, source: Program | None = None) -> tuple:
+    """The programs with keys and values kept as one of CACHES: each operator told where in a page.
+
+    Layers that see both ways share one place, for what one keeps no step reads after it. A source's
+    keys and values, which MEMORY looks at, lie before the text's own.
+    """
     if cache not in CACHES:
         raise MiradaError(f"no cache is kept in {cache!r}; there are {', '.join(CACHES)}")
     number, size, scale = CACHES[cache]
-    ops = (Operator * program.count)()
-    ctypes.memmove(ops, program.ops, ctypes.sizeof(ops))
-    end = at_k = at_v = 0
-    for op in ops:
-        if op.op == OPERATORS.index("turn"):
-            slots, wide = op.kv_heads * PAGE, -(-op.value // 16) * 16
-            at_k, at_v = end, end + slots * (op.head * size + scale)
-            end = at_v + slots * (wide * size + scale)
-        op.at_k, op.at_v = at_k, at_v
-    new = Program.from_buffer_copy(program)
-    new.ops, new.cache, new.page_bytes = ops, number, end
-    return new
+    end, there = 0, []
+
+    def spots(op: Operator, start: int) -> tuple[int, int, int]:
+        """Where its keys begin, its values, and what lies behind them."""
+        slots, wide = op.kv_heads * PAGE, -(-op.value // 16) * 16
+        at_v = start + slots * (op.head * size + scale)
+        return start, at_v, at_v + slots * (wide * size + scale)
+
+    new: list[Program | None] = []
+    for old in (source, program):
+        if old is None:
+            new.append(None)
+            continue
+        ops = (Operator * old.count)()
+        ctypes.memmove(ops, old.ops, ctypes.sizeof(ops))
+        other, own = iter(there), (0, 0)
+        for op in ops:
+            if op.op == OPERATORS.index("turn"):
+                *own, last = spots(op, 0 if op.flags & BOTH else end)
+                end = max(end, last)
+                there.append(own)
+            op.at_k, op.at_v = next(other) if op.flags & MEMORY else own
+        new.append(Program.from_buffer_copy(old))
+        new[-1].ops, new[-1].cache = ops, number
+    for one in filter(None, new):
+        one.page_bytes = end
+    return new[1], new[0]
 
 
 def available() -> int:
@@ -217,21 +249,29 @@ class Native:
 
     block = PAGE
 
-    def __init__(self, lib: ctypes.CDLL, program: Program, cache: str, keep: list, grow=None):
+    def __init__(self, lib: ctypes.CDLL, program: Program, cache: str, keep: list, grow=None,
+                 source: Program | None = None):
         """keep: what the program points at. grow(program, positions): called before positions that
-        the program has no tables for; it must raise program.positions."""
+        the program has no tables for; it must raise program.positions. source: what writes the keys
+        and values of a text that the program's tokens look at, beside their own."""
         self.lib, self.cache, self.keep, self.grow = lib, cache, keep, grow
-        self.program = laid_out(program, cache)
-        self.block_bytes, self.vocab = int(self.program.page_bytes), int(program.vocab)
+        self.program, self.source = laid_out(program, cache, source)
+        self.block_bytes, self.width = int(self.program.page_bytes), int(self.program.out)
         self.pool = torch.empty(0, self.block_bytes, dtype=torch.uint8)
         self.threads: int | None = None  # that work on a step; torch's own number when None
         self.stamp: list = []  # the tensors that it was made of, and how; see edit.lower
         self.options: dict = {}
+        self.encoder: Native | None = None  # of an encoder-decoder, where that has a program
+        self.one = Lock()  # for texts that are read whole, in the pool from its first page on
 
-    def fork(self, cache: str | None = None) -> Native:
-        """The same program and weights with an empty pool of its own, of another kind if asked."""
-        new = Native(self.lib, self.program, cache or self.cache, self.keep, self.grow)
+    def fork(self, cache: str | None = None, codes: int | None = None) -> Native:
+        """The same program and weights with an empty pool of its own, of another kind if asked,
+        and with activations of other bits."""
+        lib = self.lib if codes is None else library(*way(codes), *self.options["flags"])
+        new = Native(lib, self.program, cache or self.cache, self.keep, self.grow, self.source)
         new.threads, new.stamp, new.options = self.threads, self.stamp, self.options
+        new.encoder = self.encoder if codes is None else self.encoder and self.encoder.fork(
+            codes=codes)
         return new
 
     def __deepcopy__(self, memo) -> None:
@@ -254,37 +294,96 @@ class Native:
         self.pool[:kept] = old[:kept]
 
     def step(self, ids: Tensor, positions: Tensor, rows: Tensor, tables: Tensor,
-             score: Tensor) -> Tensor:
+             score: Tensor, memory: Tensor | None = None) -> Tensor:
         """(R, V) float32: scores of what follows the tokens listed in score (R,).
 
         Token m, ids (M,), stands at positions (M,) of sequence rows (M,), whose pages are
         tables[rows[m]] (B, n); it sees its sequence up to itself. Tokens of one sequence come in
-        order. Raises MiradaError.
+        order. memory (B,): tokens of each sequence's source, which `remember` wrote to its pages.
+        Raises MiradaError.
         """
         ids, positions, rows, score, tables = (
             t.to(torch.int32).contiguous() for t in (ids, positions, rows, score, tables))
-        out = torch.empty(len(score), self.vocab)
+        sources = {} if memory is None else {"memory": memory.to(torch.int32).contiguous()}
+        out = torch.empty(len(score), self.width)
         if len(ids) <= CHUNK:
-            self._run(ids, positions, rows, tables, score, out)
+            self._run(self.program, ids, positions, rows, tables, score, out, **sources)
             return out
         for start in range(0, len(ids), CHUNK):
             here = ((score >= start) & (score < start + CHUNK)).nonzero()[:, 0]
-            part = torch.empty(len(here), self.vocab)
+            part = torch.empty(len(here), self.width)
             piece = slice(start, start + CHUNK)
-            self._run(ids[piece], positions[piece], rows[piece], tables, score[here] - start, part)
+            self._run(self.program, ids[piece], positions[piece], rows[piece], tables,
+                      score[here] - start, part, **sources)
             out[here] = part
         return out
 
-    def _run(self, ids, positions, rows, tables, score, out) -> None:
+    def remember(self, states: Tensor, lengths: Tensor, tables: Tensor) -> None:
+        """Write the keys and values of sources to their pages, tables (B, n): states (M, D) of
+        texts that lie one behind the other, lengths (B,) tokens each."""
+        rows, positions = _places(lengths)
+        states, tables = states.float().contiguous(), tables.to(torch.int32).contiguous()
+        none = torch.empty(0, dtype=torch.int32)
+        for start in range(0, len(rows), CHUNK):
+            piece = slice(start, start + CHUNK)
+            self._run(self.source, torch.zeros_like(rows[piece]), positions[piece], rows[piece],
+                      tables, none, torch.empty(0), given=states[piece])
+
+    def states(self, lengths: Tensor, ids: Tensor | None = None, types: Tensor | None = None,
+               given: Tensor | None = None) -> Tensor:
+        """(M, D) float32: the last states of whole texts that lie one behind the other, lengths
+        (B,) tokens each, of which none is a pad. ids (M,) and types (M,), their segments, 0 when
+        None; or given (M, D), what the blocks read. Raises MiradaError.
+        """
+        rows, positions = _places(lengths)
+        ids = torch.zeros_like(rows) if ids is None else ids.to(torch.int32).contiguous()
+        more = {"types": types.to(torch.int32).contiguous()} if types is not None else {}
+        more |= {"given": given.float().contiguous()} if given is not None else {}
+        out, pages = torch.empty(len(rows), self.width), -(-lengths // PAGE)
+        with self.one:
+            for r0, r1, m0, m1 in _parts(lengths.tolist()):
+                need, here = pages[r0:r1], slice(m0, m1)
+                if int(need.sum()) > len(self.pool):
+                    self.pool = torch.empty(0, self.block_bytes, dtype=torch.uint8)
+                    self.reserve(int(need.sum()))
+                first = need.cumsum(0) - need
+                tables = first[:, None] + torch.arange(int(need.max()))
+                tables = tables.clamp(max=len(self.pool) - 1).to(torch.int32)
+                self._run(self.program, ids[here], positions[here], rows[here] - r0, tables,
+                          torch.arange(m1 - m0, dtype=torch.int32), out[here],
+                          **{name: t[here] for name, t in more.items()})
+        return out
+
+    def _run(self, program, ids, positions, rows, tables, score, out, **more) -> None:
         longest = int(positions.max()) + 1
-        if longest > self.program.positions and self.grow is not None:
-            self.grow(self.program, longest)
+        if longest > program.positions and self.grow is not None:
+            self.grow(program, longest)
         if not len(ids) == len(positions) == len(rows):
             raise MiradaError("ids, positions and rows of a step must be of one length")
         batch = Batch(len(ids), len(tables), tables.shape[1], len(score), len(self.pool), 0,
                       ids.data_ptr(), positions.data_ptr(), rows.data_ptr(), tables.data_ptr(),
-                      score.data_ptr(), self.pool.data_ptr(), out.data_ptr())
+                      score.data_ptr(), self.pool.data_ptr(), out.data_ptr(),
+                      **{name: t.data_ptr() for name, t in more.items()})
         threads = self.threads or torch.get_num_threads()
-        failed = self.lib.mirada_step(ctypes.byref(self.program), ctypes.byref(batch), threads)
+        failed = self.lib.mirada_step(ctypes.byref(program), ctypes.byref(batch), threads)
         if failed:
             raise MiradaError(REFUSALS[failed])
+
+
+def _places(lengths: Tensor) -> tuple[Tensor, Tensor]:
+    """Row and position of each token of texts that lie one behind the other."""
+    lengths = lengths.to(torch.int32)
+    rows = torch.arange(len(lengths), dtype=torch.int32).repeat_interleave(lengths)
+    starts = (lengths.cumsum(0) - lengths).repeat_interleave(lengths)
+    return rows, (torch.arange(len(rows)) - starts).to(torch.int32)
+
+
+def _parts(lengths: list[int]) -> Iterator[tuple[int, int, int, int]]:
+    """Rows r0 .. r1 and tokens m0 .. m1 of each step: CHUNK tokens, or one text longer than it."""
+    r0 = m0 = m1 = 0
+    for row, length in enumerate(lengths):
+        if m1 > m0 and m1 - m0 + length > CHUNK:
+            yield r0, row, m0, m1
+            r0, m0 = row, m1
+        m1 += length
+    yield r0, len(lengths), m0, m1

@@ -68,8 +68,10 @@ enum { WIDE = 4 };
 #endif
 enum { LANES = 16, GROUP = 32, PAGE = 32, SPAN = 256, BUFFERS = 16, THREADS = 256 };
 enum { F32, F16, BF16, NF4, FP4, Q8, Q8M, Q4, Q4M, Q4K, Q8KM, Q6K, Q8R }; /* a packed matrix */
-enum { EMBED, NORM, LINEAR, TURN, ATTEND, GATHER, SCALE, CAP };    /* operators */
+enum { EMBED, NORM, LINEAR, TURN, ATTEND, GATHER, SCALE, CAP,      /* operators */
+       ROUTE, EXPERTS, WEIGH, TAKE };
 enum { REUSE = 1, OPEN = 2, ADD = 4, INTERLEAVED = 8 };            /* flags of an operator */
+enum { BOTH = 16, MEMORY = 32 }; /* of ATTEND: keys behind the query too; keys of another text */
 enum { NO_NORM, RMS, LAYER };
 enum { NO_ACT, SILU, GELU, GELU_TANH, RELU, RELU2 };
 enum { FLOATS, HALVES, BYTES }; /* what keys and values are kept as */
@@ -84,14 +86,15 @@ typedef struct {
     int32_t op, flags, src, dst, width, kind, act, norm;
     int32_t heads, kv_heads, head, value, turning, window, extra, unused;
     float eps, scale, cap, eps_k;
+    int32_t experts, top; /* how many there are, and how many a token takes */
     int64_t at_k, at_v; /* bytes from the start of a page */
     const void *p[4];
-    matrix a, gate;
+    matrix a, gate; /* of EXPERTS: the first one's, the others behind it */
 } operator;
 
 typedef struct {
     const operator *ops;
-    int32_t count, buffers, cache, group, vocab, positions;
+    int32_t count, buffers, cache, group, vocab, positions, out, types;
     int32_t width[BUFFERS];
     int64_t page_bytes;
 } program;
@@ -100,7 +103,10 @@ typedef struct {
     int32_t tokens, sequences, pages, scored, pool_pages, unused;
     const int32_t *ids, *positions, *rows, *tables, *score;
     uint8_t *pool;
-    float *out; /* (scored, vocab) */
+    float *out;          /* (scored, program.out) */
+    const int32_t *types, *memory; /* of each token its segment; of each sequence its other text's
+                                      tokens. NULL: none */
+    const float *given;  /* (tokens, width): what TAKE takes */
 } batch;
 
 /* ---- numbers ------------------------------------------------------------------------------- */
@@ -682,6 +688,11 @@ INLINE int padded(const operator *o) { return (o->value + LANES - 1) / LANES * L
 
 typedef struct { int first, count; } stretch; /* tokens of one sequence, one behind the other */
 
+/* Which tokens each expert has. Choice token * top + j is the j-th of a token's experts, which stand
+   in their order. The choices of expert e are lines first[e] .. first[e + 1] - 1 of `choice`, and
+   its inputs, in blocks like all, begin at place[e]. busy[]: the experts that have any. */
+typedef struct { int32_t *choice, *expert, *first, *place, *busy, busy_count; } routing;
+
 typedef struct {
     const program *p;
     const batch *b;
@@ -691,9 +702,11 @@ typedef struct {
     int64_t scratch_bytes;
     stretch *stretches;
     int stretch_count, longest, threads;
+    int32_t *ends;                 /* of each sequence: its tokens so far */
     int spans;                     /* that are items of their own; 1: all keys in one item */
     float *parts;                  /* attention's partial sums */
     atomic_int *next;              /* an operator's next item */
+    routing routed;                /* by the last ROUTE */
 } step;
 
 INLINE float *at(step *s, int buffer, int64_t token) {
@@ -764,11 +777,12 @@ static void normalise(int norm, float eps, const float *weight, const float *bia
     }
 }
 
-/* token m's input of a LINEAR: normed, then as codes or float32, into its place in its block */
-static void prepare(step *s, const operator *o, int m, int tokens, uint8_t *to, float *room) {
+/* x, the m-th of an operator's inputs: normed, then as codes or float32, into its place in its
+   block */
+static void prepare(const operator *o, const float *x, int m, int tokens, uint8_t *to,
+                    float *room) {
     int quantized = o->a.kind >= Q8, cols = o->a.cols, first = m / WIDE * WIDE;
     int width = block_width(MIN(WIDE, tokens - first));
-    const float *x = at(s, o->src, m);
     if (o->norm) normalise(o->norm, o->eps, o->p[0], o->p[1], cols, x, room), x = room;
     uint8_t *block = to + first * input_bytes(quantized, cols);
     if (quantized) quantize(x, cols / GROUP, width, m - first, block);
@@ -795,7 +809,7 @@ INLINE void codes_tile(const int kind, const int W, const uint8_t *tile, int col
     const uint8_t *codes = tile;
     const uint16_t *scales = (const uint16_t *)(tile + l.scale);
     const uint16_t *leasts = (const uint16_t *)(tile + l.least);
-    f32x16 d = splat(0), dm = d, sum[W];
+    f32x16 d = splat(0), dm = d, sum[WIDE]; /* not [W]: see score_page */
     UNROLL for (int m = 0; m < W; m++) sum[m] = splat(0);
     const int lines = four ? 5 : 9; /* of memory that a group takes, its scales included */
     for (int g = 0; g < cols / GROUP; g++, codes += four ? 256 : 512, x += GROUP_BYTES * W) {
@@ -933,36 +947,50 @@ static void tile_any(int W, const matrix *a, int t, const uint8_t *x, f32x16 *y)
     }
 }
 
-/* rows 16t .. 16t + 15 of the output, for the tokens of one block */
+/* y[m]: rows 16t .. 16t + 15 of the output, for the `count` tokens of the block x */
+static void product(const matrix *a, const matrix *gate, int act, int t, int count,
+                    const uint8_t *x, f32x16 *y) {
+    int W = block_width(count);
+    f32x16 z[WIDE];
+    tile_any(W, a, t, x, y);
+    if (gate->data) tile_any(W, gate, t, x, z);
+    for (int m = 0; m < count; m++) {
+        if (a->bias) y[m] += load(a->bias + t * LANES);
+        if (gate->bias) z[m] += load(gate->bias + t * LANES);
+        if (gate->data) y[m] *= activate(act, z[m]);
+        else y[m] = activate(act, y[m]);
+    }
+}
+
+static void put(float *to, f32x16 y, int lanes, int add) {
+    if (lanes >= LANES) store(to, add ? load(to) + y : y);
+    else for (int r = 0; r < lanes; r++) to[r] = add ? to[r] + y[r] : y[r];
+}
+
 static void linear_tile(step *s, const operator *o, int t, int first, int tokens,
                         const uint8_t *in) {
-    int count = MIN(WIDE, tokens - first), W = block_width(count);
-    int lanes = MIN(LANES, o->a.rows - t * LANES);
-    f32x16 y[WIDE], z[WIDE];
-    const uint8_t *x = in + first * input_bytes(o->a.kind >= Q8, o->a.cols);
-    tile_any(W, &o->a, t, x, y);
-    if (o->gate.data) tile_any(W, &o->gate, t, x, z);
-    for (int m = 0; m < count; m++) {
-        f32x16 v = y[m];
-        float *to = at(s, o->dst, first + m) + t * LANES;
-        if (o->a.bias) v += load(o->a.bias + t * LANES);
-        if (o->gate.bias) z[m] += load(o->gate.bias + t * LANES);
-        if (o->gate.data) v *= activate(o->act, z[m]);
-        else v = activate(o->act, v);
-        if (lanes == LANES) store(to, o->flags & ADD ? load(to) + v : v);
-        else for (int r = 0; r < lanes; r++) to[r] = o->flags & ADD ? to[r] + v[r] : v[r];
-    }
+    int count = MIN(WIDE, tokens - first);
+    f32x16 y[WIDE];
+    product(&o->a, &o->gate, o->act, t, count,
+            in + first * input_bytes(o->a.kind >= Q8, o->a.cols), y);
+    for (int m = 0; m < count; m++)
+        put(at(s, o->dst, first + m) + t * LANES, y[m], o->a.rows - t * LANES, o->flags & ADD);
+}
+
+INLINE float *room_of(const step *s, const operator *o, int thread) { /* for a normed input */
+    float *end = (float *)(s->scratch + (thread + 1) * s->scratch_bytes);
+    return (float *)((uintptr_t)(end - o->a.cols) & ~(uintptr_t)63);
 }
 
 static void linear(step *s, const operator *o, atomic_int *next, int tokens, int thread) {
     int tiles = (o->a.rows + LANES - 1) / LANES, alone = tokens == 1, threads = s->threads;
-    uint8_t *mine = s->scratch + thread * s->scratch_bytes, *in = alone ? mine : s->input;
-    float *room = (float *)(mine + s->scratch_bytes) - o->a.cols;
-    room = (float *)((uintptr_t)room & ~(uintptr_t)63);
+    uint8_t *in = alone ? s->scratch + thread * s->scratch_bytes : s->input;
+    float *room = room_of(s, o, thread);
     if (!(o->flags & REUSE)) {
-        if (alone) prepare(s, o, 0, 1, in, room); /* each thread its own: no barrier */
+        if (alone) prepare(o, at(s, o->src, 0), 0, 1, in, room); /* each its own: no barrier */
         else {
-            for (int m = thread; m < tokens; m += threads) prepare(s, o, m, tokens, in, room);
+            for (int m = thread; m < tokens; m += threads)
+                prepare(o, at(s, o->src, m), m, tokens, in, room);
             barrier(threads);
         }
     }
@@ -977,6 +1005,104 @@ static void linear(step *s, const operator *o, atomic_int *next, int tokens, int
         int t0 = i / columns * rows, t1 = MIN(tiles, t0 + rows), b0 = i % columns * depth;
         for (int b = b0; b < MIN(blocks, b0 + depth); b++)
             for (int t = t0; t < t1; t++) linear_tile(s, o, t, b * WIDE, tokens, in);
+    }
+}
+
+/* a token's `top` likeliest experts, the first of equals, in the order that the experts have; their
+   chances, of all that were chosen */
+static void choose(const float *logits, int experts, int top, int32_t *chosen, float *share) {
+    float most = logits[0], total = 0;
+    for (int e = 1; e < experts; e++) most = MAX(most, logits[e]);
+    for (int j = 0; j < top; j++) {
+        int best = -1, j0 = j;
+        for (int e = 0; e < experts; e++) {
+            int taken = 0;
+            for (int i = 0; i < j; i++) taken |= chosen[i] == e;
+            if (!taken && (best < 0 || logits[e] > logits[best])) best = e;
+        }
+        for (; j0 > 0 && chosen[j0 - 1] > best; j0--) chosen[j0] = chosen[j0 - 1];
+        chosen[j0] = best;
+    }
+    for (int j = 0; j < top; j++) total += share[j] = expf(logits[chosen[j]] - most);
+    for (int j = 0; j < top; j++) share[j] /= total;
+}
+
+/* src: the router's logits; dst: each token's shares of its experts */
+static void route(step *s, const operator *o, int tokens, int thread) {
+    routing *r = &s->routed;
+    int top = o->top, total = tokens * top;
+    for (int m = thread; m < tokens; m += s->threads)
+        choose(at(s, o->src, m), o->experts, top, r->expert + m * top, at(s, o->dst, m));
+    barrier(s->threads);
+    if (thread > 0) return;
+    memset(r->first, 0, sizeof(int32_t) * (o->experts + 1));
+    for (int i = 0; i < total; i++) r->first[r->expert[i] + 1]++;
+    r->busy_count = 0;
+    for (int e = 0, place = 0; e < o->experts; e++) {
+        int count = r->first[e + 1];
+        r->first[e + 1] += r->first[e], r->place[e] = place;
+        if (count) r->busy[r->busy_count++] = e;
+        place += count / WIDE * WIDE + (count % WIDE ? block_width(count % WIDE) : 0);
+    }
+    for (int i = 0; i < total; i++) r->choice[r->first[r->expert[i]]++] = i;
+    for (int e = o->experts; e > 0; e--) r->first[e] = r->first[e - 1];
+    r->first[0] = 0;
+}
+
+INLINE matrix expert(const matrix *a, int e) {
+    int64_t tiles = (a->rows + LANES - 1) / LANES;
+    matrix one = *a;
+    if (a->data) one.data += e * tiles * layout_of(a->kind, a->cols).size;
+    if (a->bias) one.bias += e * tiles * LANES;
+    return one;
+}
+
+/* Each expert's product for the tokens that chose it. src: `extra` lines to a token, 1 or, of what
+   EXPERTS wrote, `top`; dst: `top` lines. */
+static void experts(step *s, const operator *o, atomic_int *next, int thread) {
+    const routing *r = &s->routed;
+    int tiles = (o->a.rows + LANES - 1) / LANES, threads = s->threads, quantized = o->a.kind >= Q8;
+    int64_t size = input_bytes(quantized, o->a.cols);
+    for (int n = 0, i = thread; n < r->busy_count; n++) {
+        int e = r->busy[n], first = r->first[e], count = r->first[e + 1] - first;
+        for (; i < first + count; i += threads) {
+            int token = r->choice[i] / o->top, j = r->choice[i] % o->top;
+            const float *x = at(s, o->src, token) + (int64_t)(j % o->extra) * o->a.cols;
+            prepare(o, x, i - first, count, s->input + r->place[e] * size, room_of(s, o, thread));
+        }
+    }
+    barrier(threads);
+    int rows = MAX(1, MIN(8, r->busy_count * tiles / (threads * 6)));
+    int chunks = (tiles + rows - 1) / rows;
+    for (int i; (i = take(next)) < chunks * r->busy_count;) {
+        int e = r->busy[i / chunks], first = r->first[e], count = r->first[e + 1] - first;
+        int t0 = i % chunks * rows, t1 = MIN(tiles, t0 + rows);
+        matrix a = expert(&o->a, e), gate = expert(&o->gate, e);
+        for (int b = 0; b < count; b += WIDE)
+            for (int t = t0; t < t1; t++) {
+                f32x16 y[WIDE];
+                int wide = MIN(WIDE, count - b);
+                product(&a, &gate, o->act, t, wide, s->input + (r->place[e] + b) * size, y);
+                for (int m = 0; m < wide; m++) {
+                    int choice = r->choice[first + b + m];
+                    float *to = at(s, o->dst, choice / o->top);
+                    to += (int64_t)(choice % o->top) * o->a.rows + t * LANES;
+                    put(to, y[m], o->a.rows - t * LANES, 0);
+                }
+            }
+    }
+}
+
+/* dst: what the experts wrote (src), each times its share (buffer `extra`), in their order */
+static void weigh(step *s, const operator *o, int tokens, int thread) {
+    for (int m = thread; m < tokens; m += s->threads) {
+        const float *x = at(s, o->src, m), *share = at(s, o->extra, m);
+        float *y = at(s, o->dst, m);
+        for (int i = 0; i < o->width; i += LANES) {
+            f32x16 total = splat(0);
+            for (int j = 0; j < o->top; j++) total += load(x + (int64_t)j * o->width + i) * share[j];
+            put(y + i, total, o->width - i, o->flags & ADD);
+        }
     }
 }
 
@@ -1040,8 +1166,8 @@ INLINE f32x16 kept(const int cache, const void *at, int64_t i) {
    far apart: the values of this one and the keys of the next are sent for meanwhile. */
 INLINE void score_page(const int R, const int cache, const float *q, int K, const void *keys,
                        const char *values, const char *next, float *out) {
-    f32x16 a[R][2];
-    UNROLL for (int r = 0; r < R; r++) a[r][0] = a[r][1] = splat(0);
+    f32x16 a[8], z[8]; /* a size that is known: of a[R] gcc makes memory */
+    UNROLL for (int r = 0; r < R; r++) a[r] = z[r] = splat(0);
     for (int d = 0; d < K; d++) {
         const int line = PAGE * (cache == BYTES ? 1 : cache == HALVES ? 2 : 4);
         UNROLL for (int at = 0; at < line; at += 64) {
@@ -1050,13 +1176,13 @@ INLINE void score_page(const int R, const int cache, const float *q, int K, cons
         }
         f32x16 k0 = kept(cache, keys, d * PAGE), k1 = kept(cache, keys, d * PAGE + LANES);
         UNROLL for (int r = 0; r < R; r++) {
-            a[r][0] += k0 * q[r * K + d];
-            a[r][1] += k1 * q[r * K + d];
+            a[r] += k0 * q[r * K + d];
+            z[r] += k1 * q[r * K + d];
         }
     }
     UNROLL for (int r = 0; r < R; r++) {
-        store(out + r * SPAN, a[r][0]);
-        store(out + r * SPAN + LANES, a[r][1]);
+        store(out + r * SPAN, a[r]);
+        store(out + r * SPAN + LANES, z[r]);
     }
 }
 
@@ -1123,19 +1249,31 @@ static void rescale(int rows, const float *scales, float *w) {
    A part is the largest score, the sum of weights, and the weighted sum of values. */
 typedef struct { float *q, *w, *part, *whole; } room;
 
-/* scores -> weights of one query's `keys` keys from `base` on; the part's first two numbers */
-static void soften(const operator *o, int position, float slope, int base, int keys, float *w,
-                   float *part) {
+/* the keys that a query at `position` sees: from .. to - 1. end: those its sequence has so far */
+typedef struct { int from, to; } sight;
+
+INLINE sight seen(step *s, const operator *o, int row, int position) {
+    if (o->flags & MEMORY) return (sight){0, s->b->memory[row]};
+    sight x = {o->window ? MAX(0, position - o->window + 1) : 0, position + 1};
+    if (o->flags & BOTH) x.to = o->window ? position + o->window : 1 << 30;
+    if (o->flags & BOTH) x.to = MIN(x.to, s->ends[row]);
+    return x;
+}
+
+/* scores -> weights of one query's `keys` keys from `base` on; the part's first two numbers.
+   bias: of a key at the query's own place, those of the next keys behind it; NULL: none */
+static void soften(const operator *o, int position, sight seen, float slope, const float *bias,
+                   int base, int keys, float *w, float *part) {
     const i32x16 lane = {0, 1, 2, 3, 4, 5, 6, 7, 8, 9, 10, 11, 12, 13, 14, 15};
-    const int far = o->window ? o->window : 1 << 30;
     f32x16 most = splat(-1e30f), total = splat(0);
     for (int t = 0; t < keys; t += LANES) {
         f32x16 x = load(w + t);
-        int newest = position - (base + t), oldest = newest - LANES + 1; /* behind the query */
+        int key = base + t;
         if (o->cap) x = o->cap * vtanh(x / o->cap);
-        if (slope) x -= slope * real(newest - lane);
-        if (oldest < 0 || newest >= far)
-            x = pick((newest - lane >= 0) & (newest - lane < far), x, splat(-1e30f));
+        if (slope) x -= slope * real(position - key - lane);
+        if (bias) x += load(bias + key - position);
+        if (key < seen.from || key + LANES > seen.to)
+            x = pick((key + lane >= seen.from) & (key + lane < seen.to), x, splat(-1e30f));
         store(w + t, x), most = larger(most, x);
     }
     float top = part[0] = largest(most);
@@ -1172,10 +1310,11 @@ static void attend_item(step *s, const operator *o, stretch x, int g, int span, 
     int shared = o->heads / o->kv_heads, rows = x.count * shared, K = o->head;
     int wide = padded(o), size = wide + 2, all = s->spans == 1, cache = s->p->cache;
     int bytes = cache == BYTES ? 1 : cache == HALVES ? 2 : 4;
-    int p0 = b->positions[x.first], end = p0 + x.count;
-    int first = o->window ? MAX(0, p0 - o->window + 1) / SPAN : 0, last = (end - 1) / SPAN;
-    const int32_t *table = b->tables + (int64_t)b->rows[x.first] * b->pages;
-    const float *slopes = o->p[0];
+    int p0 = b->positions[x.first], row = b->rows[x.first];
+    int from = seen(s, o, row, p0).from, end = seen(s, o, row, p0 + x.count - 1).to;
+    int first = from / SPAN, last = (end - 1) / SPAN;
+    const int32_t *table = b->tables + (int64_t)row * b->pages;
+    const float *slopes = o->p[0], *biases = o->p[1];
     if (!all) {
         if (span < first || span > last) return;
         first = last = span;
@@ -1200,9 +1339,12 @@ static void attend_item(step *s, const operator *o, stretch x, int g, int span, 
                 rescale(rows, scales_of(page + o->at_k, o, 0) + g * PAGE, v.w + n * PAGE);
         }
         memset(v.part, 0, sizeof(float) * rows * size);
-        for (int r = 0; r < rows; r++)
-            soften(o, p0 + r / shared, slopes ? slopes[g * shared + r % shared] : 0, base,
-                   here * PAGE, v.w + r * SPAN, v.part + r * size);
+        for (int r = 0; r < rows; r++) {
+            int p = p0 + r / shared, head = g * shared + r % shared;
+            const float *bias = biases ? biases + (int64_t)head * o->width + o->extra : NULL;
+            soften(o, p, seen(s, o, row, p), slopes ? slopes[head] : 0, bias, base, here * PAGE,
+                   v.w + r * SPAN, v.part + r * size);
+        }
         for (int n = 0; n < here; n++) {
             const uint8_t *page = b->pool + table[base / PAGE + n] * s->p->page_bytes;
             if (cache == BYTES)
@@ -1224,9 +1366,10 @@ static void attend_item(step *s, const operator *o, stretch x, int g, int span, 
 static void join_spans(step *s, const operator *o, int thread, float *whole) {
     int size = padded(o) + 2, total = s->b->tokens * o->heads;
     for (int i = thread; i < total; i += s->threads) {
-        int m = i / o->heads, p = s->b->positions[m];
+        int m = i / o->heads;
+        sight x = seen(s, o, s->b->rows[m], s->b->positions[m]);
         memset(whole, 0, sizeof(float) * size), whole[0] = -1e30f;
-        for (int n = o->window ? MAX(0, p - o->window + 1) / SPAN : 0; n <= p / SPAN; n++)
+        for (int n = x.from / SPAN; n <= (x.to - 1) / SPAN; n++)
             join(whole, part_of(s, o, m, i % o->heads, n), size - 2);
         finish(s, o, m, i % o->heads, whole);
     }
@@ -1251,10 +1394,12 @@ static void embed(step *s, const operator *o, int thread) {
         float *x = at(s, o->dst, m);
         int64_t row = s->b->ids[m], place = s->b->positions[m] + o->extra;
         const uint8_t *table = o->p[0];
-        const float *places = o->p[1];
+        const float *places = o->p[1], *kinds = o->p[2];
+        if (kinds && s->b->types) kinds += (int64_t)s->b->types[m] * o->width;
         expand(o->kind, table + row * row_bytes(o->kind, o->width), o->width, x);
         for (int i = 0; i < o->width; i++)
             x[i] = x[i] * o->scale + (places ? places[place * o->width + i] : 0);
+        if (kinds) for (int i = 0; i < o->width; i++) x[i] += kinds[i];
     }
 }
 
@@ -1290,10 +1435,17 @@ static void walk(void *job, int thread, int threads) {
             case LINEAR: linear(s, o, next, tokens, thread); break;
             case TURN: turn(s, o, thread); break;
             case ATTEND: attend(s, o, next, thread); break;
+            case ROUTE: route(s, o, tokens, thread); break;
+            case EXPERTS: experts(s, o, next, thread); break;
+            case WEIGH: weigh(s, o, tokens, thread); break;
             case GATHER:
                 tokens = s->b->scored;
                 for (int m = thread; m < tokens; m += threads)
                     memcpy(at(s, o->dst, m), at(s, o->src, s->b->score[m]), 4L * o->width);
+                break;
+            case TAKE:
+                for (int m = thread; m < tokens; m += threads)
+                    memcpy(at(s, o->dst, m), s->b->given + (int64_t)m * o->width, 4L * o->width);
                 break;
             default: /* SCALE, CAP */
                 for (int m = thread; m < tokens; m += threads) {
@@ -1309,6 +1461,10 @@ static void walk(void *job, int thread, int threads) {
 }
 
 static int wrong(const program *p, const batch *b) { /* after this no address can be wrong */
+    for (int n = 0; n < p->count; n++) {
+        if (p->ops[n].op == TAKE && !b->given) return 8;
+        if (p->ops[n].flags & MEMORY && !b->memory) return 8;
+    }
     for (int m = 0; m < b->tokens; m++) {
         if (b->ids[m] < 0 || b->ids[m] >= p->vocab) return 1;
         if (b->rows[m] < 0 || b->rows[m] >= b->sequences) return 2;
@@ -1316,6 +1472,14 @@ static int wrong(const program *p, const batch *b) { /* after this no address ca
         const int32_t *table = b->tables + (int64_t)b->rows[m] * b->pages;
         for (int n = 0; n <= b->positions[m] / PAGE; n++)
             if (table[n] < 0 || table[n] >= b->pool_pages) return 4;
+        if (b->types && (b->types[m] < 0 || b->types[m] >= p->types)) return 7;
+    }
+    for (int r = 0; b->memory && r < b->sequences; r++) {
+        if (b->memory[r] < 1 || b->memory[r] > b->pages * PAGE) return 3;
+        for (int n = 0; n <= (b->memory[r] - 1) / PAGE; n++) {
+            int32_t page = b->tables[(int64_t)r * b->pages + n];
+            if (page < 0 || page >= b->pool_pages) return 4;
+        }
     }
     if (b->scored < 0 || b->scored > b->tokens) return 5;
     for (int r = 0; r < b->scored; r++) if (b->score[r] < 0 || b->score[r] >= b->tokens) return 5;
@@ -1329,8 +1493,15 @@ static void cut(step *s) { /* tokens that stand behind each other meet a key onc
         int on = m && b->rows[m] == b->rows[m - 1] && b->positions[m] == b->positions[m - 1] + 1;
         if (on && last->count < queries(s->p)) last->count++;
         else s->stretches[s->stretch_count++] = (stretch){m, 1};
+        s->ends[b->rows[m]] = MAX(s->ends[b->rows[m]], b->positions[m] + 1);
         s->longest = MAX(s->longest, b->positions[m] + 1);
     }
+    for (int r = 0; b->memory && r < b->sequences; r++) s->longest = MAX(s->longest, b->memory[r]);
+}
+
+/* a block of n tokens has room for less than 2n */
+INLINE int64_t routed_inputs(const operator *o, int64_t tokens) {
+    return tokens * o->top + MIN(tokens * o->top, (int64_t)o->experts * WIDE);
 }
 
 INLINE int64_t whole(int64_t bytes) { return (bytes + 127) / 128 * 128; }
@@ -1339,32 +1510,41 @@ static int run_step(const program *p, const batch *b, int threads) {
     int bad = wrong(p, b), kv = 1 << 20;
     if (bad || b->tokens == 0) return bad;
     step s = {.p = p, .b = b, .threads = threads};
-    int64_t input = 0, most = 0, parts = 0, rows = queries(p) * p->group;
+    int64_t padded_tokens = (b->tokens + WIDE - 1) / WIDE * WIDE;
+    int64_t input = 0, most = 0, parts = 0, rows = queries(p) * p->group, choices = 0, experts = 0;
     for (int n = 0; n < p->count; n++) {
         const operator *o = p->ops + n;
-        if (o->op == LINEAR) input = MAX(input, MAX(4L * o->a.cols, input_bytes(1, o->a.cols)));
-        if (o->op == LINEAR || o->op == NORM) most = MAX(most, 8L * MAX(o->a.cols, o->width) + 256);
+        if (o->op == LINEAR || o->op == EXPERTS) {
+            int64_t inputs = o->op == LINEAR ? padded_tokens : routed_inputs(o, b->tokens);
+            input = MAX(input, inputs * MAX(4L * o->a.cols, input_bytes(1, o->a.cols)));
+        }
+        if (o->op == ROUTE)
+            choices = MAX(choices, (int64_t)b->tokens * o->top), experts = MAX(experts, o->experts);
+        if (o->op == LINEAR || o->op == EXPERTS || o->op == NORM)
+            most = MAX(most, 8L * MAX(o->a.cols, o->width) + 256);
         if (o->op == ATTEND) {
             most = MAX(most, 4 * rows * (o->head + SPAN + 2 * (2 + padded(o))));
             parts = MAX(parts, 4 * o->heads * (padded(o) + 2)), kv = MIN(kv, o->kv_heads);
         }
     }
     s.scratch_bytes = whole(most);
-    int64_t sizes[BUFFERS + 5], total = 0;
-    int64_t padded_tokens = (b->tokens + WIDE - 1) / WIDE * WIDE;
-    sizes[0] = whole(input * padded_tokens), sizes[1] = s.scratch_bytes * threads;
-    sizes[2] = whole(sizeof(stretch) * b->tokens), sizes[3] = whole(sizeof(atomic_int) * p->count);
+    int64_t sizes[BUFFERS + 6], total = 0;
+    sizes[0] = whole(input), sizes[1] = s.scratch_bytes * threads;
+    sizes[2] = whole(sizeof(stretch) * b->tokens) + whole(sizeof(int32_t) * b->sequences);
+    sizes[3] = whole(sizeof(atomic_int) * p->count);
     for (int i = 0; i < p->buffers; i++) {
         s.stride[i] = (p->width[i] + LANES - 1) / LANES * LANES;
-        sizes[5 + i] = whole(4L * s.stride[i] * b->tokens);
+        sizes[6 + i] = whole(4L * s.stride[i] * b->tokens);
     }
-    stretch *stretches = malloc(sizes[2]);
+    stretch *stretches = calloc(1, sizes[2]);
     if (!stretches) return 6;
+    s.ends = (int32_t *)((uint8_t *)stretches + whole(sizeof(stretch) * b->tokens));
     s.stretches = stretches, cut(&s);
     int items = s.stretch_count * kv; /* few queries: their keys are shared out too */
     s.spans = items < 8 * threads && threads > 1 ? (s.longest + SPAN - 1) / SPAN : 1;
     sizes[4] = s.spans > 1 ? whole(parts * s.spans * b->tokens) : 0;
-    for (int i = 0; i < 5 + p->buffers; i++) total += sizes[i];
+    sizes[5] = experts ? whole(4 * (2 * choices + 3 * experts + 1)) : 0;
+    for (int i = 0; i < 6 + p->buffers; i++) total += sizes[i];
     static uint8_t *kept; /* grows; crew.one guards it */
     static int64_t kept_bytes;
     if (kept_bytes < total) {
@@ -1378,8 +1558,11 @@ static int run_step(const program *p, const batch *b, int threads) {
     at += sizes[2];
     s.next = (atomic_int *)at, memset(at, 0, sizes[3]), at += sizes[3];
     s.parts = (float *)at, at += sizes[4];
-    for (int i = 0; i < p->buffers; i++) s.buffer[i] = (float *)at, at += sizes[5 + i];
-    s.buffer[p->buffers] = b->out, s.stride[p->buffers] = p->vocab; /* the buffer behind the last */
+    s.routed.choice = (int32_t *)at, s.routed.expert = s.routed.choice + choices;
+    s.routed.first = s.routed.expert + choices, s.routed.place = s.routed.first + experts + 1;
+    s.routed.busy = s.routed.place + experts, at += sizes[5];
+    for (int i = 0; i < p->buffers; i++) s.buffer[i] = (float *)at, at += sizes[6 + i];
+    s.buffer[p->buffers] = b->out, s.stride[p->buffers] = p->out; /* the buffer behind the last */
     run(walk, &s, threads);
     free(stretches);
     return 0;

@@ -14,6 +14,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from mirada.core.heads import Pooled
+from mirada.edit.lowered import Lowered, lowered
 from mirada.edit.ordered import packed
 from mirada.errors import MiradaError, UntrustedInputError
 from mirada.generate.text import needed
@@ -44,11 +45,15 @@ _packed: WeakKeyDictionary[Model, tuple[tuple, Model]] = WeakKeyDictionary()
 
 
 def swift(model: Model) -> Model:
-    """The model without its head, its weights packed for a CPU; made anew when they changed.
+    """The model without its head, run natively where it has a program, else with its weights packed
+    for a CPU; made anew when they changed.
 
     Not while a recording or an intervention listens to the model's own modules, nor where a second
     copy of the weights would take much memory.
     """
+    native = lowered(model)
+    if isinstance(native.body, Lowered):
+        return headless(native)
     size = sum(p.nbytes for p in model.parameters())
     heard = any(m._forward_hooks or m._forward_pre_hooks for m in model.modules())
     if model.device.type != "cpu" or model.training or heard or size > TWICE:
@@ -72,7 +77,7 @@ class FeatureExtraction(Task):
 
     def run(self, items: list, told: dict) -> list:
         rows = [inputs.row(self.model, text, None, told) for text in items]
-        states = inputs.forward(headless(self.model), rows, self.batch_size, _state)
+        states = inputs.forward(headless(lowered(self.model)), rows, self.batch_size, _state)
         return states if told.get("return_tensors") else [state.tolist() for state in states]
 
 

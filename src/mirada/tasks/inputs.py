@@ -9,6 +9,7 @@ from typing import Any
 
 import torch
 
+from mirada.edit.lowered import lowered
 from mirada.errors import MiradaError
 from mirada.model import Model, Output
 from mirada.text.tokenizer import Encoding
@@ -122,6 +123,7 @@ def forward(model: Model, rows: list[Row], size: int,
             take: Callable[[Output, int, Row], Any]) -> list:
     """take(output, b, row) of each row, in order; b: its place in the batch it ran in."""
     found: list = [None] * len(rows)
+    model = lowered(model)
     batches = alike(rows, size) if model.device.type == "cpu" else buckets(rows, size)
     for places in batches:
         out = model(**padded(model, [rows[i] for i in places]))
