@@ -50,3 +50,10 @@ def write(model: baselines.Baseline, source: list[int], end: int, most: int) -> 
         made.append(token)
         x = model.token(torch.tensor([[token]]))
     return made
+
+
+def translate(model: baselines.Baseline, pairs: Translate, tokenizer, text: str) -> str:
+    """A text as the pairs it learned from are read, cut as they are, and what it writes then."""
+    room = pairs.length - len(pairs.first) - len(pairs.last)
+    source = pairs.first + tokenizer.encode(text, special=False).ids[:room] + pairs.last
+    return tokenizer.decode(write(model, source, pairs.last[-1], pairs.length - 1))

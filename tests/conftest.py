@@ -10,6 +10,7 @@ os.environ["HF_HUB_OFFLINE"] = "1"
 os.environ["TRANSFORMERS_OFFLINE"] = "1"
 
 import random
+import shutil
 import socket
 import sys
 import tempfile
@@ -26,11 +27,27 @@ hypothesis.settings.register_profile(
 )
 hypothesis.settings.load_profile("fixed")
 
+
+def _abandoned(folder: Path) -> bool:
+    """Whether the session that made it was killed."""
+    try:
+        os.kill(int(folder.name.split("-")[2]), 0)
+    except ProcessLookupError:
+        return True
+    except PermissionError:  # another user's, and alive
+        pass
+    return False
+
+
 # What tests and their processes put aside lies in one folder, which goes with the session: even
-# where they are killed. tmp_path stays where pytest keeps it (of tests that failed).
+# where they are killed; where it is killed itself, with the next one. tmp_path stays where pytest
+# keeps it (of tests that failed).
 if "PYTEST_XDIST_WORKER" not in os.environ:  # a worker has its folder from the one that began it
     os.environ.setdefault("PYTEST_DEBUG_TEMPROOT", tempfile.gettempdir())
-    ASIDE = tempfile.TemporaryDirectory(prefix="mirada-tests-", ignore_cleanup_errors=True)
+    for left in filter(_abandoned, Path(tempfile.gettempdir()).glob("mirada-pytest-*")):
+        shutil.rmtree(left, ignore_errors=True)
+    ASIDE = tempfile.TemporaryDirectory(prefix=f"mirada-pytest-{os.getpid()}-",
+                                        ignore_cleanup_errors=True)
     os.environ["TMPDIR"] = tempfile.tempdir = ASIDE.name
 
 NO_SKIP = os.environ.get("MIRADA_NO_SKIP") == "1"

@@ -187,9 +187,12 @@ def test_leaves_things(turn, tmp_path):
 
 @pytest.mark.parametrize("workers", [(), ("-n", "2")])
 def test_a_session_leaves_nothing_behind(tmp_path, workers):
-    """Not even what its tests, or processes of theirs that were killed, never removed."""
+    """Not even what its tests, or processes of theirs that were killed, never removed; and not
+    what a session left that was killed itself."""
     aside, inner = tmp_path / "aside", tmp_path / "inner"
-    aside.mkdir(), inner.mkdir()
+    dead = subprocess.Popen(["true"])
+    dead.wait()
+    (aside / f"mirada-pytest-{dead.pid}-x" / "y").mkdir(parents=True), inner.mkdir()
     shutil.copy(TESTS / "conftest.py", inner)
     (inner / "test_left.py").write_text(LEFT)
     own = ("PYTEST_XDIST_WORKER", "PYTEST_DEBUG_TEMPROOT")

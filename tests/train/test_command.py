@@ -92,6 +92,31 @@ sys.exit(main(sys.argv[1:]))
 """
 
 
+def test_weights_are_kept_in_32_bits_or_in_64(book, tmp_path):
+    """Of a file in 16 bits too: small updates would be lost in them."""
+    words = ["train", "gpt2:tiny", "--data", book, *SMALL, "--steps", "1", "--out"]
+    assert main([*words, str(tmp_path / "a"), "--dtype", "float64"]) == 0
+    model = mirada.load(tmp_path / "a" / "model")
+    assert model.dtype == torch.float64
+    mirada.save(model.to(torch.bfloat16), tmp_path / "half")
+    assert main(["train", str(tmp_path / "half"), *words[2:], str(tmp_path / "b")]) == 0
+    held = checkpoint.newest(tmp_path / "b" / "checkpoints").tensors["weights.safetensors"]
+    assert {t.dtype for t in held.values()} == {torch.float32}
+
+
+def test_a_disk_that_is_full_before_the_run_begins_leaves_its_name_free(
+        book, tmp_path, monkeypatch, capsys):
+    def full(*args, **kwargs):
+        raise OSError(28, "No space left on device")
+
+    words = ["train", "gpt2:tiny", "--data", book, *SMALL, "--steps", "1", "--out"]
+    with monkeypatch.context() as patch:
+        patch.setattr(config.corpus, "write", full)
+        assert main([*words, str(tmp_path / "x")]) == 1
+    assert "x could not be written: No space left" in capsys.readouterr().err
+    assert main([*words, str(tmp_path / "x")]) == 0
+
+
 @pytest.mark.parametrize("end", [signal.SIGKILL, signal.SIGTERM])
 def test_resume_needs_the_folder_alone(book, tmp_path, end):
     words = ["train", "gpt2:tiny", "--data", book, *SMALL, "--steps", "12", "--out"]

@@ -5,6 +5,7 @@ import gzip
 import io
 import json
 import lzma
+import math
 import random
 import struct
 import tarfile
@@ -170,7 +171,7 @@ def test_chrf_by_hand(found, wanted, score):
     assert translations(found, [[one] for one in wanted])["chrf"] == pytest.approx(100 * score)
 
 
-def test_the_lstm_reads_a_source_and_tells_the_target():
+def test_the_lstm_reads_a_source_and_tells_the_target(monkeypatch):
     tokenizer = toys.tokenizer(["uno dos tres cuatro"], "unigram")
     model = toys.model("t5:tiny", tokenizer, layers=1)
     texts = ["uno dos", "dos uno", "tres cuatro", "cuatro tres"]
@@ -186,6 +187,11 @@ def test_the_lstm_reads_a_source_and_tells_the_target():
     plan = Plan(steps=40, batch=2, dtype="float32")
     recurrent = lstm.train(pairs, tokenizer.size, plan, rate=2e-2)
     assert [lstm.write(recurrent, a, 1, 9) + [1] for a in ids[::2]] == ids[1::2]
+    read = []
+    monkeypatch.setattr(lstm, "write", lambda model, source, *ends: read.append(source) or [])
+    assert lstm.translate(recurrent, pairs, tokenizer, "uno dos") == "" and read == ids[:1]
+    assert lstm.translate(recurrent, pairs, tokenizer, "uno " * 20) == "" and len(read[1]) == 8
+    monkeypatch.undo()
     with torch.no_grad():
         recurrent.out.bias[ids[0][0]] += 100  # now it never ends by itself
     assert lstm.write(recurrent, ids[0], 1, 5) == ids[0][:1] * 5
@@ -218,3 +224,7 @@ def test_hidden_residues_are_measured(tmp_path, monkeypatch, capsys):
     assert model.config.mask == model.tokenizer.mask_id == 4
     # 3/4 L, 1/4 M: exp of the entropy is 1.755, if as many are hidden; its row says which
     assert against["frequencies"] == pytest.approx(1.755, rel=0.05) and 1.0 < found < 1.5
+    # about 13 of 16 are seen: (13 + 150 x 3/4) / 163 = 0.77 of L, (13 + 150 / 4) / 163 = 0.31 of M
+    assert against["of its row too"] == pytest.approx(
+        math.exp(-0.75 * math.log(0.77) - 0.25 * math.log(0.31)), rel=0.05)
+    assert against["of its row too"] < against["frequencies"] - 0.05

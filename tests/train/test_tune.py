@@ -21,6 +21,7 @@ from mirada.text import Tokenizer
 from mirada.text.train import train as train_tokenizer
 from mirada.train import supervised
 from mirada.train.heads import with_head
+from mirada.train.log import Folder
 from mirada.train.supervised import Example
 
 GOOD, BAD = ("bueno", "hermoso", "genial", "rico"), ("malo", "feo", "triste", "soso")
@@ -445,3 +446,27 @@ def test_dropout_is_on_in_training_only_and_the_model_given_stays():
     assert dropped.body.embed.token.weight is model.body.embed.token.weight
     with pytest.raises(MiradaError, match="from 0 to below 1"):
         mirada.edit.dropout(model, 1.0)
+
+
+def test_a_rate_that_explodes_leaves_nothing_in_the_way(base, tmp_path, capsys):
+    data = table(tmp_path / "a.csv", ("text", "label"), reviews(60))
+    words = ["tune", str(base), "--task", "classify", "--data", str(data), "--epochs", "2",
+             "-o", str(tmp_path / "mine")]
+    assert main([*words, "--rate", "1e12"]) == 1
+    assert "lower the learning rate" in capsys.readouterr().err
+    side = tmp_path / "mine.run"
+    other = Folder(side)
+    assert main([*words, "--rate", "2e-3"]) == 2
+    other.close()
+    assert "another process trains in this folder" in capsys.readouterr().err
+    assert main([*words, "--rate", "2e-3", "--parts", "2", "--dtype", "float64"]) == 0
+    assert mirada.load(tmp_path / "mine").dtype == torch.float64 and not side.exists()
+
+
+def test_semicolons_between_columns_are_seen(base, tmp_path, capsys):
+    (tmp_path / "a.csv").write_text("text;label\n" + "".join(f"{t};{n}\n" for t, n in reviews(60)))
+    words = ["tune", str(base), "--task", "classify", "--data", str(tmp_path / "a.csv"),
+             "-o", str(tmp_path / "mine"), "--epochs", "1"]
+    assert main(words) == 2
+    assert capsys.readouterr().err.rstrip().endswith("set the delimiter (--delimiter)")
+    assert main([*words, "--delimiter", ";"]) == 0

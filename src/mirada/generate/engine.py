@@ -90,7 +90,8 @@ class Engine:
                               f"{chunk} tokens a step cannot be: tokens must hold a block, and a "
                               "step a token of each row")
         self.model, self.rows, self.chunk = model, rows, chunk
-        self.sizes, self.native, self.state = (tokens, block), (cache, threads, codes), None
+        self.sizes, self.native = (tokens, block), (cache, threads, codes)
+        self.state: tuple = ()  # of the model, when what is kept was read
         self.waiting: dict[str, deque[Request]] = {}  # user -> requests; users take turns
         self.running: list[Request] = []
         self.lock = threading.RLock()
@@ -115,6 +116,8 @@ class Engine:
         if room < 1:
             raise MiradaError(f"the prompt has {len(ids)} tokens and the context is "
                               f"{checked.context}, which leaves no room for an answer: shorten it")
+        with self.lock:
+            self._settle()
         most = len(self.pool.holders) * self.pool.size
         if len(ids) + room > most:
             raise MiradaError(f"the prompt and its answer may take {len(ids) + room} tokens, and "
@@ -122,21 +125,22 @@ class Engine:
                               "the engine more")
         request = Request(self, ids, checked, room, user)
         with self.lock:
-            self._settle()
             self.waiting.setdefault(user, deque()).append(request)
         return request
 
     def _settle(self) -> None:
         """Where the model is not as it was (another program runs it, its weights are others,
         somebody began to listen to its modules or ceased to), what was read is read again."""
-        now, own = state(self.model), self.native
+        now = state(self.model)
         if now == self.state:
             return
         while self.running:
             self._send_back()
-        if now[0] is None and self.state is not None:  # torch stands in, which knows none of these
+        own: tuple = self.native
+        if self.state and now[0] is None:  # torch stands in, which knows none of these
             own = ()
         self.state, self.runner = now, runner(self.model, *self.sizes, *own)
+        self.sizes = self.sizes[0], self.runner.block  # who stands in holds as much
         self.pool = Pool(self.sizes[0] // self.runner.block, self.runner.block)
 
     def generate(self, prompts, **options) -> list[list[int]]:

@@ -46,7 +46,8 @@ class Feed:
                                            and o.cache.native.stamp == native.stamp):
             return o.cache
         if isinstance(o.cache, Rows):  # somebody listens to the modules now, or their weights are
-            return Rows(native) if native else self.model.new_cache()  # others: read all again
+            kept = o.cache.native.cache  # others: read all again
+            return Rows(native, kept) if native else self.model.new_cache()
         named = isinstance(o.cache, str) and o.cache in lower.CACHES
         if native is not None and (named or o.cache == "growing"):
             return Rows(native, o.cache if named else None, o.codes)

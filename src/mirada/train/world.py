@@ -175,8 +175,11 @@ def join(tensor: int = 1, timeout: float = 600.0) -> Ranks | None:
     if device == "cuda":
         torch.cuda.set_device(int(os.environ.get("LOCAL_RANK", 0)))
     if not dist.is_initialized():
-        dist.init_process_group("nccl" if device == "cuda" else "gloo",
-                                timeout=timedelta(seconds=timeout))
+        store, rank, size = next(dist.rendezvous("env://", timeout=timedelta(seconds=timeout)))
+        # torchrun keeps its store when it begins again: the addresses in it are of the dead
+        store = dist.PrefixStore(os.environ.get("TORCHELASTIC_RESTART_COUNT", "0"), store)
+        dist.init_process_group("nccl" if device == "cuda" else "gloo", store=store, rank=rank,
+                                world_size=size, timeout=timedelta(seconds=timeout))
     return Ranks(init_device_mesh(device, (size // tensor, tensor),
                                   mesh_dim_names=("data", "tensor")))
 
