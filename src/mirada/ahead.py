@@ -14,11 +14,15 @@ import os
 import sys
 import threading
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from mirada import shelf
 from mirada.errors import MiradaError
 from mirada.weights import ggufhead
 from mirada.weights.paths import open_regular
+
+if TYPE_CHECKING:
+    from mirada.text.tokenizer import Tokenizer
 
 
 class Ahead:
@@ -30,7 +34,8 @@ class Ahead:
 
     def __init__(self, source: str, speaks: bool):
         """source: what a command was given as its model. speaks: it will read and write text."""
-        self.tokenizer, self.held = None, None
+        self.tokenizer: Tokenizer | None = None
+        self.held: ggufhead.Header | None = None
         if speaks and "torch" not in sys.modules:
             self._read(source)
         shelf.ahead(source)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import inspect
 from dataclasses import dataclass, field, replace
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -75,7 +76,7 @@ class Model(nn.Module):
         self.family, self.config, self.architecture = family, config, architecture
         self.body, self.head = body, head
         self.origin = Origin()
-        self._tokenizer = None
+        self._tokenizer: Any = None
         self.tape = None  # set while a recording runs
         self.native = None  # a program for the native runtime, or why there is none: edit.lower
 

@@ -218,8 +218,8 @@ def laid_out(program: Program, cache: str, source: Program | None = None) -> tup
         other, own = iter(there), (0, 0)
         for op in ops:
             if op.op == OPERATORS.index("turn"):
-                *own, last = spots(op, 0 if op.flags & BOTH else end)
-                end = max(end, last)
+                k, v, last = spots(op, 0 if op.flags & BOTH else end)
+                own, end = (k, v), max(end, last)
                 there.append(own)
             op.at_k, op.at_v = next(other) if op.flags & MEMORY else own
         new.append(Program.from_buffer_copy(old))
