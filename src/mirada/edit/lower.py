@@ -493,7 +493,7 @@ class Lowering:
 
     def matrix(self, op: Operator, place: str, module: nn.Module,
                more: Tensor | None = None) -> bool:
-        """Note a matrix to be packed, and its bias with `more` of it; True where it meets floats."""
+        """Note a matrix to be packed, its bias and `more` of it; True where it meets floats."""
         rows, kind = self.rows(module)
         bias = module.bias
         if more is not None:
