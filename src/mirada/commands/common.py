@@ -21,7 +21,8 @@ def model_argument(parser, name: str = "model", **more) -> None:
 
 def load(args):
     """The model that model_argument's words name; --threads, where it is given, hold from here."""
-    from mirada import shelf
+    from mirada import kernels, shelf
+    kernels.share_cores()
     shelf.ahead(args.model)  # torch takes a second to import, most of it on one core
     import torch
 

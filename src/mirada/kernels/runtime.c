@@ -131,7 +131,7 @@ INLINE float sum(f32x16 x) {
     return total;
 }
 
-INLINE int32_t sum_whole(i32x16 x) {
+INLINE int32_t whole_sum(i32x16 x) {
 #if defined(__AVX512F__)
     return _mm512_reduce_add_epi32((__m512i)x);
 #endif
@@ -740,7 +740,7 @@ static void quantize(const float *x, int groups, int width, int m, uint8_t *out)
             *(any_i8x16 *)codes = __builtin_convertvector(high, i8x16);
             i32x16 low = q - (high << 7);
             if (DEEP) *(any_i8x16 *)(codes + GROUP) = __builtin_convertvector(low, i8x16);
-            halves[h] = -sum_whole(q);
+            halves[h] = -whole_sum(q);
         }
         scales[m] = most / TOP, sums[m] = halves[0] + halves[1];
         ((float *)sums)[3 * width + m] = -scales[m] * sums[m];
@@ -958,7 +958,7 @@ static void product(const matrix *a, const matrix *gate, int act, int t, int cou
     }
 }
 
-static void put(float *to, f32x16 y, int lanes, int add) {
+INLINE void put(float *to, f32x16 y, int lanes, int add) {
     if (lanes >= LANES) store(to, add ? load(to) + y : y);
     else for (int r = 0; r < lanes; r++) to[r] = add ? to[r] + y[r] : y[r];
 }
