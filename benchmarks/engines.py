@@ -133,6 +133,7 @@ SECTIONS = [  # one entry a table
     Section("minilm", "MiniLM, sentence vectors from ids: sentences a second", minilm, [
         Engine(f"{name} {short}", f"{name.lower()}:{dtype}", "folder") for name, short, dtype in (
             ("mirada", "fp32", "float32"), ("mirada", "bf16", "bfloat16"),
+            ("mirada", "int8", "int8"), ("mirada", "int8, 8-bit codes", "codes8"),
             ("transformers", "fp32", "float32"), ("transformers", "bf16", "bfloat16"),
             ("OpenVINO", "bf16", "bfloat16"), ("onnxruntime", "fp32", "float32"),
             ("CTranslate2", "int8", "int8"))], list(EMBEDDING), ENCODERS),

@@ -16,7 +16,7 @@ import threading
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from mirada import shelf
+from mirada import kernels, shelf
 from mirada.errors import MiradaError
 from mirada.weights import ggufhead
 from mirada.weights.paths import open_regular
@@ -34,6 +34,7 @@ class Ahead:
 
     def __init__(self, source: str, speaks: bool):
         """source: what a command was given as its model. speaks: it will read and write text."""
+        kernels.share_cores()
         self.tokenizer: Tokenizer | None = None
         self.held: ggufhead.Header | None = None
         if speaks and "torch" not in sys.modules:

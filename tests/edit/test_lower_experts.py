@@ -9,7 +9,7 @@ from mirada.edit import lower
 from mirada.generate.engine import Engine
 from mirada.generate.rows import Rows
 from mirada.kernels import native
-from tests.edit.test_lower import T, built, by_torch, distance, exactly, ids_for, in_blocks
+from tests.edit.test_lower import built, by_torch, distance, exactly, ids_for, in_blocks
 
 pytestmark = pytest.mark.skipif(bool(native.missing()), reason=native.missing() or "")
 

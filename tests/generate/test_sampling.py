@@ -1,5 +1,9 @@
 """Processors equal to the reference's of the same name; draws that follow their distribution."""
 
+import os
+import subprocess
+import sys
+
 import pytest
 import torch
 from transformers.generation import logits_process as reference
@@ -152,3 +156,32 @@ def test_several_samples_a_prompt_stand_together():
 def test_a_generator_of_its_own():
     a, b = sampling.generator(5, "cpu"), sampling.generator(None, "cpu")
     assert a.initial_seed() == 5 and b is not torch.default_generator
+
+
+THREADS = """
+import time, torch
+from mirada.generate import sampling
+torch.set_num_threads(2)
+scores = torch.zeros(8, 49152)
+scores[:, 7] = 1.0
+def others(work):
+    work()
+    time.sleep(0.05)  # what work() began is over
+    before = time.process_time() - time.thread_time()
+    for _ in range(30):
+        work()
+    time.sleep(0.05)
+    return time.process_time() - time.thread_time() - before
+alone = others(lambda: sampling.check(scores))
+print(alone, others(lambda: scores.max(-1)), sampling.check(scores).tolist() == [7] * 8)
+"""
+
+
+def test_a_greedy_choice_wakes_none_of_torchs_threads():
+    """They would spin on the cores that the native runtime needs."""
+    environment = {k: v for k, v in os.environ.items() if not k.startswith("OMP")}
+    done = subprocess.run([sys.executable, "-c", THREADS], capture_output=True, text=True,
+                          timeout=60, env=environment)
+    alone, parallel, right = done.stdout.split()
+    assert right == "True", done.stderr
+    assert float(alone) < 1e-3 and float(parallel) > 5e-3, "torch's own takes another thread's time"

@@ -17,6 +17,7 @@ import torch.nn.functional as F
 from torch import nn
 
 import mirada
+from mirada import kernels
 from mirada.commands import common
 from mirada.core.linear import Quantized
 from mirada.edit import lower
@@ -258,3 +259,15 @@ assert torch.equal(Rows(program)([[1, 2, 3]]), first)
     done = subprocess.run([sys.executable, "-c", code], timeout=60, capture_output=True, text=True,
                           env=os.environ | {"OMP_NUM_THREADS": "1"})
     assert done.returncode == 0, done.stderr
+
+
+def test_torchs_threads_spin_briefly_beside_it(monkeypatch):
+    """Unless somebody has said how long; nothing is imported for it."""
+    monkeypatch.delenv("GOMP_SPINCOUNT", raising=False)
+    kernels.share_cores()
+    assert os.environ["GOMP_SPINCOUNT"] == "10000"
+    monkeypatch.setenv("GOMP_SPINCOUNT", "7")
+    kernels.share_cores()
+    assert os.environ["GOMP_SPINCOUNT"] == "7"
+    code = "import sys; from mirada import kernels; sys.exit('torch' in sys.modules)"
+    assert subprocess.run([sys.executable, "-c", code]).returncode == 0

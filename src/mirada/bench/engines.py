@@ -27,6 +27,8 @@ class Mirada:
 
     def __init__(self, path: str, threads: int, torch_only: bool = False,
                  codes: int | None = None):
+        from mirada import kernels
+        kernels.share_cores()
         if torch_only:
             os.environ["MIRADA_NATIVE"] = "0"
         import torch

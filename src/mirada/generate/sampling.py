@@ -145,15 +145,16 @@ def choose(scores: Tensor, sample: bool, generator: torch.Generator) -> Tensor:
 
 def check(scores: Tensor) -> Tensor:
     """The best token a row, (B,). Raises WorkFailed unless its score is a finite number."""
-    best = scores.max(-1)
-    highest = best.values.tolist()
+    # row by row: for several torch wakes its threads, which then spin beside the native runtime
+    best = [part.max(-1) for part in (scores.split(1) if scores.is_cpu else (scores,))]
+    highest = [value for part in best for value in part.values.tolist()]
     if -math.inf in highest:
         raise WorkFailed("no token may come next: the options forbid all of them; relax "
                          "no_repeat_ngram_size, min_new_tokens, suppress_tokens or bad_words_ids")
     if not all(map(math.isfinite, highest)):
         raise WorkFailed("the model's scores are not finite numbers: its weights are broken, or "
                          "its dtype is too narrow (try dtype=torch.float32)")
-    return best.indices
+    return torch.cat([part.indices for part in best])
 
 
 def generator(seed: int | torch.Generator | None, device) -> torch.Generator:

@@ -215,13 +215,13 @@ def laid_out(program: Program, cache: str, source: Program | None = None) -> tup
             continue
         ops = (Operator * old.count)()
         ctypes.memmove(ops, old.ops, ctypes.sizeof(ops))
-        other, own = iter(there), (0, 0)
+        other, at_k, at_v = iter(there), 0, 0
         for op in ops:
             if op.op == OPERATORS.index("turn"):
-                k, v, last = spots(op, 0 if op.flags & BOTH else end)
-                own, end = (k, v), max(end, last)
-                there.append(own)
-            op.at_k, op.at_v = next(other) if op.flags & MEMORY else own
+                at_k, at_v, last = spots(op, 0 if op.flags & BOTH else end)
+                end = max(end, last)
+                there.append((at_k, at_v))
+            op.at_k, op.at_v = next(other) if op.flags & MEMORY else (at_k, at_v)
         new.append(Program.from_buffer_copy(old))
         new[-1].ops, new[-1].cache = ops, number
     for one in filter(None, new):

@@ -123,7 +123,19 @@ INLINE f32x16 larger(f32x16 a, f32x16 b) { return pick(a > b, a, b); }
 INLINE f32x16 size(f32x16 x) { return (f32x16)((i32x16)x & 0x7fffffff); }
 
 INLINE float sum(f32x16 x) {
+#if defined(__AVX512F__)
+    return _mm512_reduce_add_ps((__m512)x);
+#endif
     float total = 0;
+    for (int i = 0; i < LANES; i++) total += x[i];
+    return total;
+}
+
+INLINE int32_t whole_sum(i32x16 x) {
+#if defined(__AVX512F__)
+    return _mm512_reduce_add_epi32((__m512i)x);
+#endif
+    int32_t total = 0;
     for (int i = 0; i < LANES; i++) total += x[i];
     return total;
 }
@@ -743,8 +755,7 @@ static void quantize(const float *x, int groups, int width, int m, uint8_t *out)
             *(any_i8x16 *)codes = __builtin_convertvector(high, i8x16);
             i32x16 low = q - (high << 7);
             if (DEEP) *(any_i8x16 *)(codes + GROUP) = __builtin_convertvector(low, i8x16);
-            halves[h] = 0;
-            for (int i = 0; i < LANES; i++) halves[h] -= q[i];
+            halves[h] = -whole_sum(q);
         }
         scales[m] = most / TOP, sums[m] = halves[0] + halves[1];
         ((float *)sums)[3 * width + m] = -scales[m] * sums[m];
@@ -962,7 +973,7 @@ static void product(const matrix *a, const matrix *gate, int act, int t, int cou
     }
 }
 
-static void put(float *to, f32x16 y, int lanes, int add) {
+INLINE void put(float *to, f32x16 y, int lanes, int add) {
     if (lanes >= LANES) store(to, add ? load(to) + y : y);
     else for (int r = 0; r < lanes; r++) to[r] = add ? to[r] + y[r] : y[r];
 }
@@ -1120,10 +1131,25 @@ static float byte_scale(uint8_t *codes, const operator *o, int is_v, int g, int 
     return most > 0 ? 127 / most : 0;
 }
 
+/* x into its place in a page, `apart` numbers between two of its own; `per`: codes per unit */
+static void keep(int cache, uint8_t *page, int64_t to, int apart, float per, const float *x,
+                 int size) {
+    if (cache == FLOATS && apart == 1) memcpy((float *)page + to, x, sizeof(float) * size);
+    else if (cache == FLOATS)
+        for (int j = 0; j < size; j++) ((float *)page)[to + (int64_t)j * apart] = x[j];
+    else if (cache == BYTES)
+        for (int j = 0; j < size; j++)
+            ((int8_t *)page)[to + (int64_t)j * apart] = (int8_t)rintf(x[j] * per);
+    else
+        for (int j = 0; j < size; j++)
+            ((uint16_t *)page)[to + (int64_t)j * apart] =
+                to_half(MAX(-65504.0f, MIN(65504.0f, x[j])));
+}
+
 /* q and k of each token normed and rotated; k and v into their page. Items: token x head. */
 static void turn(step *s, const operator *o, int thread) {
     const batch *b = s->b;
-    int H = o->heads, G = o->kv_heads, per = H + 2 * G;
+    int H = o->norm || o->turning ? o->heads : 0, G = o->kv_heads, per = H + 2 * G;
     int64_t total = (int64_t)b->tokens * per, end = total * (thread + 1) / s->threads;
     int wide = padded(o), half = o->turning / 2;
     for (int64_t i = total * thread / s->threads; i < end; i++) {
@@ -1145,14 +1171,9 @@ static void turn(step *s, const operator *o, int thread) {
         int64_t page = b->tables[(int64_t)b->rows[m] * b->pages + position / PAGE];
         int slot = position % PAGE;
         uint8_t *here = b->pool + page * s->p->page_bytes + (is_v ? o->at_v : o->at_k);
-        int64_t k0 = (int64_t)g * size * PAGE + slot, v0 = ((int64_t)g * PAGE + slot) * wide;
+        int64_t to = is_v ? ((int64_t)g * PAGE + slot) * wide : (int64_t)g * size * PAGE + slot;
         float per = s->p->cache == BYTES ? byte_scale(here, o, is_v, g, slot, x, size) : 1;
-        for (int j = 0; j < size; j++) {
-            int64_t to = is_v ? v0 + j : k0 + (int64_t)j * PAGE;
-            if (s->p->cache == BYTES) ((int8_t *)here)[to] = (int8_t)rintf(x[j] * per);
-            else if (s->p->cache == FLOATS) ((float *)here)[to] = x[j];
-            else ((uint16_t *)here)[to] = to_half(MAX(-65504.0f, MIN(65504.0f, x[j])));
-        }
+        keep(s->p->cache, here, to, is_v ? 1 : PAGE, per, x, size);
     }
 }
 
@@ -1189,7 +1210,7 @@ INLINE void score_page(const int R, const int cache, const float *q, int K, cons
 /* out[r] += sum over slots of weight[r][slot] * value[slot], N vectors of channels at a time */
 INLINE void mix_page(const int R, const int N, const int cache, const float *w, int slots,
                      const void *values, int64_t at, int wide, int size, float *out) {
-    f32x16 a[R][N];
+    f32x16 a[8][4]; /* see score_page */
     UNROLL for (int r = 0; r < R; r++)
         UNROLL for (int n = 0; n < N; n++) a[r][n] = load(out + r * size + n * LANES);
     for (int t = 0; t < slots; t++)
@@ -1228,6 +1249,7 @@ static void score(int cache, int rows, const float *q, int K, const void *keys, 
     for (; rows - r >= R; r += R) { \
         int n = 0; \
         for (; vectors - n >= 4; n += 4) MIX(R, 4) \
+        for (; vectors - n >= 2; n += 2) MIX(R, 2) \
         for (; n < vectors; n++) MIX(R, 1) \
     }
 
@@ -1354,11 +1376,12 @@ static void attend_item(step *s, const operator *o, stretch x, int g, int span, 
         }
         for (int r = 0; r < rows; r++) {
             int m = x.first + r / shared, head = g * shared + r % shared;
-            if (all) join(v.whole + r * size, v.part + r * size, wide);
+            if (all && first == last) finish(s, o, m, head, v.part + r * size);
+            else if (all) join(v.whole + r * size, v.part + r * size, wide);
             else memcpy(part_of(s, o, m, head, span), v.part + r * size, sizeof(float) * size);
         }
     }
-    if (all)
+    if (all && first < last)
         for (int r = 0; r < rows; r++)
             finish(s, o, x.first + r / shared, g * shared + r % shared, v.whole + r * size);
 }

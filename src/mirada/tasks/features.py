@@ -38,6 +38,7 @@ def headless(model: Model) -> Model:
     bare = Model(model.family, model.config, model.body, Pooled(), model.architecture)
     bare.train(model.training)
     bare.tokenizer, bare.origin = model.tokenizer, model.origin
+    bare.native = model.native if isinstance(model.native, str) else None
     return bare
 
 
@@ -62,6 +63,7 @@ def swift(model: Model) -> Model:
     found = _packed.get(model)
     if found is None or found[0] != now:
         _packed[model] = found = now, packed(headless(model))
+        found[1].native = "its weights are packed for torch"
     return found[1]
 
 
