@@ -171,6 +171,21 @@ def test_chrf_by_hand(found, wanted, score):
     assert translations(found, [[one] for one in wanted])["chrf"] == pytest.approx(100 * score)
 
 
+def test_labels_are_held_against_the_commonest(tmp_path, monkeypatch):
+    rows = {"a.jsonl": [(["a", "b"], ["X", "Y"]), (["a", "c"], ["X", "X"]), (["a"], ["Z"])],
+            "b.jsonl": [(["a", "b", "b", "new"], ["Z", "Y", "Y", "X"])]}
+    for name, some in rows.items():
+        (tmp_path / name).write_text("".join(
+            json.dumps({"tokens": words, "tags": tags}) + "\n" for words, tags in some))
+    (tmp_path / "a.csv").write_text("text,label\na,X\nb,X\nc,Y\n")
+    monkeypatch.setattr(recipes, "HERE", tmp_path)
+    monkeypatch.setattr(recipes, "mirada", lambda *given: {"metrics": {"test": {"accuracy": 0.5}}})
+    assert recipes.accuracy({}, "--data a.jsonl --test b.jsonl".split(), tmp_path) == (
+        0.5, {"always X": 0.25, "each word's commonest": 0.75})  # but a, which is X elsewhere
+    assert recipes.accuracy({}, "--data a.csv --test a.csv".split(), tmp_path) == (
+        0.5, {"always X": 2 / 3})
+
+
 def test_the_lstm_reads_a_source_and_tells_the_target(monkeypatch):
     tokenizer = toys.tokenizer(["uno dos tres cuatro"], "unigram")
     model = toys.model("t5:tiny", tokenizer, layers=1)

@@ -26,7 +26,7 @@ def fill(parser) -> None:
                         default="auto", help="what is multiplied in; default: bfloat16 where that "
                         "is faster")
     parser.add_argument("--rate", type=float, metavar="FLOAT", help="the highest learning rate; "
-                        "default: 2e-5, more of narrow models")
+                        "default: 5e-5, more of narrow models")
     parser.add_argument("--lora", dest="train", action="store_const", const="lora", default="all",
                         help="train adapters of low rank only, and merge them at the end")
     parser.add_argument("--freeze", dest="train", action="store_const", const="head",

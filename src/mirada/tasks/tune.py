@@ -49,7 +49,7 @@ KINDS = {"classify": "ForSequenceClassification", "score": "ForSequenceClassific
          "chat": None}  # how the names of the heads end; None: the model's own
 DOES = {"classify": "text-classification", "ner": "token-classification",
         "qa": "question-answering"}
-RATES = {"all": 1, "lora": 10, "head": 50}  # what trains -> its rate over the preset's
+RATES = {"all": 5e-5, "lora": 2e-4, "head": 1e-3}  # what trains -> the rate of a model 768 wide
 LONGEST = 512  # tokens of a conversation
 PATIENCE = 3
 DROPOUT = 0.1  # as the models of this kind were trained with (1810.04805, appendix A.2)
@@ -98,8 +98,8 @@ def tune(model: Model | str | Path, task: str, data: str | Path, out: str | Path
     word), qa (a span of a passage), similarity (how like two texts are), chat (answers). text,
     pair, label: the columns, where they are not named as examples.FIELDS has them. test: a file
     that is measured at the end; training rows with a text of it are left out. epochs: at most.
-    rate: the highest learning rate; None: 2e-5 of a model 768 wide, of another 2e-5 * 768 / width;
-    of adapters 10 times that, of a head 50 times. train: "all"; "lora" (adapters of rank 8 on q and
+    rate: the highest learning rate; None: 5e-5 of a model 768 wide, of another 5e-5 * 768 / width;
+    of adapters 4 times that, of a head 20 times. train: "all"; "lora" (adapters of rank 8 on q and
     v, merged at the end; on quantized weights too); "head" (feature extraction: the model stays).
     parts, dtype: see train.loop.Plan.
     out: a new folder. While it is made, the run lies beside it (out.run), and the same call goes on
@@ -126,7 +126,9 @@ def tune(model: Model | str | Path, task: str, data: str | Path, out: str | Path
     epochs = epochs or _epochs(every)
     plan = loop.Plan(steps=every * epochs, batch=size, parts=parts, seed=seed, dtype=dtype,
                      save=max(every, 100), keep=1)
-    recipe = _recipe(model, plan.steps, rate, RATES[train])
+    # as Adam's rate scales with a model's width (2203.03466, table 3)
+    rate = RATES[train] * 768 / model.config.d if rate is None else rate
+    recipe = replace(optim.PRESETS["finetune"], warmup=plan.steps // 10, rate=rate)
     if side is not None:
         _begin(side, {"data": _sha256(data), "task": task, "columns": columns, "seed": seed,
                       "labels": found.labels, "rate": recipe.rate, "batch": size,
@@ -313,13 +315,6 @@ def _objective(task: str, model: Model, rows: list[Example], labels: list[str] |
     kinds = {"score": supervised.Numbers, "qa": supervised.Spans,
              "similarity": supervised.Likeness}
     return kinds[task](model, rows)
-
-
-def _recipe(model: Model, steps: int, rate: float | None, times: float) -> optim.Recipe:
-    """The preset, its rate scaled as Adam's scales with a model's width (2203.03466, table 3)."""
-    preset = optim.PRESETS["finetune"]
-    rate = preset.rate * times * 768 / model.config.d if rate is None else rate
-    return replace(preset, warmup=steps // 10, rate=rate)
 
 
 def _epochs(every: int) -> int:

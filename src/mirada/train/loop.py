@@ -53,10 +53,10 @@ class Objective(Protocol):
 class Plan:
     """steps: updates in all. batch: samples in an update, read in `parts` of equal size: the update
     is that of the whole batch. dtype: what is multiplied in: "float32", "float64" (of a model whose
-    weights are: see kept), "bfloat16" (autocast), or "auto": bfloat16 where that is faster here. save: steps between checkpoints. ema: the
-    share of the old in a running mean of the weights, which the model holds at the end. bad: what a
-    loss that is no number does: "stop" or "skip" (five in a row stop all the same). workers:
-    processes that draw batches."""
+    weights are: see kept), "bfloat16" (autocast), or "auto": bfloat16 where that is faster here.
+    save: steps between checkpoints. ema: the share of the old in a running mean of the weights,
+    which the model holds at the end. bad: what a loss that is no number does: "stop" or "skip"
+    (five in a row stop all the same). workers: processes that draw batches."""
 
     steps: int
     batch: int = 8
