@@ -1,7 +1,7 @@
 """mirada beside every engine that is installed: decoding, batches, prefill, sentence vectors.
 
 Run: python benchmarks/engines.py [--only llama-1.1b,smollm2,minilm] [--rounds N] [--engines NAMES]
-                                  [--threads N] [--tiny] [--json FILE]
+                                  [--threads N] [--tiny] [--processor] [--json FILE]
 It needs what real-packages.txt names; `make peers` installs the engines. Each engine has a process
 of its own and the file that it reads best, made before anything is timed; all are asked the same in
 turns, so that what else the machine does falls on all alike. Figures are medians over rounds, each
@@ -10,6 +10,7 @@ what this machine can do at most, measured in the same run: a token of one row r
 once, a token of a long prompt or of a large batch takes two operations a weight. mirada reads
 activations in 15 bits; its rows with 8-bit codes do what every other engine does.
 The table goes to stdout as Markdown, progress to stderr. --tiny: small shapes, to try the script.
+--processor: sentence vectors by processor time, with --threads 1 for a machine that others use too.
 """
 
 import argparse
@@ -168,13 +169,14 @@ def started(section: Section, engines: list[Engine], files: dict[str, str], fold
     return children
 
 
-def asked(section: Section, child: Child, tiny: bool) -> dict[str, float]:
+def asked(section: Section, child: Child, tiny: bool, processor: bool) -> dict[str, float]:
     """One engine once through all columns: column -> what it reaches a second."""
     if section.program == ENCODERS:
         found = {}
         for column, (rows, length) in EMBEDDING.items():
             times = 1 if tiny else max(2, 640 // (rows * length))
-            seconds = child.ask(rows=rows, length=length, times=times)["seconds"]
+            seconds = child.ask(rows=rows, length=length, times=times,
+                                processor=processor)["seconds"]
             found[column] = rows / statistics.median(seconds)
         return found
     found = {}
@@ -201,7 +203,7 @@ def measured(section: Section, args, machine: dict[str, float]) -> Found:
                         + (f"round {turn} of {args.rounds}" if turn else "warming up"))
                     try:
                         rates = warm(section, child) if not turn else asked(
-                            section, child, args.tiny)
+                            section, child, args.tiny, args.processor)
                     except MiradaError as error:
                         found.failed[label] = str(error)
                         children.pop(label).close()
@@ -285,6 +287,8 @@ def main() -> None:
     parser.add_argument("--engines", metavar="NAMES", help="others than mirada: those installed")
     parser.add_argument("--rounds", type=int, default=1)
     parser.add_argument("--threads", type=int, default=2)
+    parser.add_argument("--processor", action="store_true",
+                        help="sentence vectors: count processor time, not the clock's")
     parser.add_argument("--tiny", action="store_true", help="small shapes, to try the script")
     parser.add_argument("--json", metavar="FILE", help="write the figures there too")
     args = parser.parse_args()

@@ -78,7 +78,7 @@ class Model(nn.Module):
         self.origin = Origin()
         self._tokenizer: Any = None
         self.tape = None  # set while a recording runs
-        self.native = None  # a program for the native runtime, or why there is none: edit.lower
+        self.native: object = None  # the native runtime's program, or why there is none: edit.lower
 
     @property
     def kind(self) -> str:

@@ -425,6 +425,20 @@ def test_packed_weights_take_the_place_of_the_files(tmp_path):
     assert kept > 1.6 * size, "without it both are there"
 
 
+def test_a_prompt_has_its_pages_at_once(small, monkeypatch):
+    """A pool that grew page by page would be there twice, old and new, again and again."""
+    asked = []
+    reserve = native.Native.reserve
+    monkeypatch.setattr(native.Native, "reserve",
+                        lambda self, blocks: asked.append(blocks) or reserve(self, blocks))
+    rows = Rows(small[1])
+    rows(torch.randint(0, 1024, (2, 700)).tolist())
+    assert asked == [2 * 22 * 5 // 4] and len(rows.native.pool) == 55
+    for _ in range(5):
+        rows([[1], [2]])
+    assert len(asked) == 1
+
+
 def test_copies_of_a_row_part(small):
     """Beams share whole pages and write into a last page of their own."""
     rows = Rows(small[1])

@@ -325,8 +325,9 @@ def test_answers_are_the_same(name, options):
     assert torch.equal(fast, model.generate(**batch, **options))
 
 
-def test_an_encoder_decoder_in_blocks_generates_natively():
-    model = quantize(made("t5", d=256, hidden=512), "Q8_0")
+@pytest.mark.parametrize("name, tables", [("t5", None), ("bart", "Q8_0")])
+def test_an_encoder_decoder_in_blocks_generates_natively(name, tables):
+    model = quantize(made(name), "Q8_0", tables=tables)
     batch = texts(model)
     options = dict(max_new_tokens=20, pad_token_id=0, eos_token_id=())
     fast = model.generate(**batch, **options)

@@ -17,7 +17,6 @@ import torch.nn.functional as F
 from torch import nn
 
 import mirada
-from mirada import kernels
 from mirada.commands import common
 from mirada.core.linear import Quantized
 from mirada.edit import lower
@@ -192,6 +191,19 @@ def test_threads_are_a_word_of_the_commands(monkeypatch, capsys):
         assert "is no number of threads: 1 to 256" in capsys.readouterr().err
 
 
+def test_torchs_threads_spin_briefly_beside_it(monkeypatch):
+    """Unless somebody has said how long."""
+    parser = argparse.ArgumentParser()
+    common.decoding_arguments(parser)
+    monkeypatch.setattr("mirada.registry.load", lambda *_, **__: None)
+    for said, holds in (("", "10000"), ("7", "7")):
+        monkeypatch.setenv("GOMP_SPINCOUNT", said)
+        if not said:
+            monkeypatch.delenv("GOMP_SPINCOUNT")
+        common.load(parser.parse_args(["m"]))
+        assert os.environ["GOMP_SPINCOUNT"] == holds
+
+
 def test_bits_of_activations_are_a_word_of_the_commands(capsys):
     parser = argparse.ArgumentParser()
     common.decoding_arguments(parser)
@@ -259,15 +271,3 @@ assert torch.equal(Rows(program)([[1, 2, 3]]), first)
     done = subprocess.run([sys.executable, "-c", code], timeout=60, capture_output=True, text=True,
                           env=os.environ | {"OMP_NUM_THREADS": "1"})
     assert done.returncode == 0, done.stderr
-
-
-def test_torchs_threads_spin_briefly_beside_it(monkeypatch):
-    """Unless somebody has said how long; nothing is imported for it."""
-    monkeypatch.delenv("GOMP_SPINCOUNT", raising=False)
-    kernels.share_cores()
-    assert os.environ["GOMP_SPINCOUNT"] == "10000"
-    monkeypatch.setenv("GOMP_SPINCOUNT", "7")
-    kernels.share_cores()
-    assert os.environ["GOMP_SPINCOUNT"] == "7"
-    code = "import sys; from mirada import kernels; sys.exit('torch' in sys.modules)"
-    assert subprocess.run([sys.executable, "-c", code]).returncode == 0

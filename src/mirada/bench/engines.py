@@ -27,8 +27,7 @@ class Mirada:
 
     def __init__(self, path: str, threads: int, torch_only: bool = False,
                  codes: int | None = None):
-        from mirada import kernels
-        kernels.share_cores()
+        os.environ.setdefault("GOMP_SPINCOUNT", "10000")  # as commands.common does
         if torch_only:
             os.environ["MIRADA_NATIVE"] = "0"
         import torch

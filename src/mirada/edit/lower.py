@@ -643,7 +643,7 @@ def _asked(head: nn.Module) -> bool:
     if not isinstance(head, LMHead):
         return False
     some = torch.linspace(-2, 2, 2 * head.out.in_features).view(1, 2, -1)
-    some = some.to(next(head.parameters()).dtype)
+    some = some.to(next((p.dtype for p in head.parameters()), torch.float32))
     with torch.no_grad():
         plain = LMHead.forward(head, some, None, None)["logits"]  # type: ignore[arg-type]
         return torch.equal(head(some, None, None)["logits"], plain + getattr(head, "bias", 0))

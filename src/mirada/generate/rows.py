@@ -41,6 +41,7 @@ class Rows:
         self.length = self.length or [0] * len(ids)
         self.tables = self.tables or [[] for _ in ids]
         self._part([len(new) for new in ids])
+        self._room(ids)
         flat, positions, rows, score = [], [], [], []
         for row, new in enumerate(ids):
             past = self.length[row]
@@ -61,6 +62,15 @@ class Rows:
     def _widen(self, row: int, length: int) -> None:
         while len(self.tables[row]) * self.native.block < length:
             self.tables[row].append(self._page())
+
+    def _room(self, ids: list[list[int]]) -> None:
+        """Pages for all of these tokens at once and a quarter more: each time that the pool grows,
+        the old one and the new one are there together."""
+        block, used = self.native.block, {page for table in self.tables for page in table}
+        wanted = sum(max(0, -(-(length + len(new)) // block) - len(table)) for length, new, table
+                     in zip(self.length, ids, self.tables, strict=True))  # a source may need more
+        if len(used) + wanted > len(self.native.pool):
+            self.native.reserve(max(8, (len(used) + wanted) * 5 // 4))
 
     def _page(self) -> int:
         used = {page for table in self.tables for page in table}

@@ -119,7 +119,13 @@ INLINE f32x16 real(i32x16 x) { return __builtin_convertvector(x, f32x16); }
 INLINE f32x16 pick(i32x16 yes, f32x16 a, f32x16 b) {
     return (f32x16)(((i32x16)a & yes) | ((i32x16)b & ~yes));
 }
+#if defined(__AVX512F__) /* gcc makes four instructions of a choice */
+INLINE f32x16 larger(f32x16 a, f32x16 b) { return (f32x16)_mm512_max_ps((__m512)a, (__m512)b); }
+INLINE f32x16 smaller(f32x16 a, f32x16 b) { return (f32x16)_mm512_min_ps((__m512)a, (__m512)b); }
+#else
 INLINE f32x16 larger(f32x16 a, f32x16 b) { return pick(a > b, a, b); }
+INLINE f32x16 smaller(f32x16 a, f32x16 b) { return pick(a < b, a, b); }
+#endif
 INLINE f32x16 size(f32x16 x) { return (f32x16)((i32x16)x & 0x7fffffff); }
 
 INLINE float sum(f32x16 x) {
@@ -236,8 +242,7 @@ INLINE i32x16 dot(i32x16 acc, u8x64 codes, int32_t x) {
 }
 
 INLINE f32x16 vexp(f32x16 x) { /* within 2e-7 of the true value; 0 below -87 */
-    f32x16 magic = splat(12582912.0f), kept = larger(x, splat(-87.0f));
-    kept = pick(kept > 88.0f, splat(88.0f), kept);
+    f32x16 magic = splat(12582912.0f), kept = smaller(larger(x, splat(-87.0f)), splat(88.0f));
     f32x16 shifted = kept * 1.44269504f + magic, n = shifted - magic;
     f32x16 r = kept - n * 0.693359375f + n * 2.12194440e-4f;
     f32x16 y = r * 1.9875691500e-4f + 1.3981999507e-3f;
