@@ -1,5 +1,6 @@
 """What is done beside the import of torch: it must be there, be right, and hide no mistake."""
 
+import os
 import subprocess
 import sys
 
@@ -58,6 +59,16 @@ def test_a_bad_file_is_told_by_the_loading(tmp_path, capsys, monkeypatch):
     monkeypatch.setitem(sys.modules, "torch", torch)
     assert cli.main(["run", str(path), "hello"]) == 2
     assert capsys.readouterr().err.count("version") == 1
+
+
+def test_torchs_threads_spin_briefly_beside_the_runtime(monkeypatch):
+    """Unless somebody has said how long."""
+    for said, holds in (("", "10000"), ("7", "7")):
+        monkeypatch.setenv("GOMP_SPINCOUNT", said)
+        if not said:
+            monkeypatch.delenv("GOMP_SPINCOUNT")
+        ahead.Ahead("nothing of ours", False)
+        assert os.environ["GOMP_SPINCOUNT"] == holds
 
 
 def test_the_child_is_started_once():

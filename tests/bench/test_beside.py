@@ -54,6 +54,7 @@ def test_engines_are_asked_in_turns_and_failures_are_named(script, monkeypatch, 
 
     class Args:
         engines, rounds, tiny, threads = "other,weak,broken", 1, False, 1
+        processor = False
 
     found = script.measured(section, Args, {"read": 10.0, "bfloat16": 100.0})
     assert found.rates["ours"]["batch 8"] == pytest.approx(80)

@@ -191,19 +191,6 @@ def test_threads_are_a_word_of_the_commands(monkeypatch, capsys):
         assert "is no number of threads: 1 to 256" in capsys.readouterr().err
 
 
-def test_torchs_threads_spin_briefly_beside_it(monkeypatch):
-    """Unless somebody has said how long."""
-    parser = argparse.ArgumentParser()
-    common.decoding_arguments(parser)
-    monkeypatch.setattr("mirada.registry.load", lambda *_, **__: None)
-    for said, holds in (("", "10000"), ("7", "7")):
-        monkeypatch.setenv("GOMP_SPINCOUNT", said)
-        if not said:
-            monkeypatch.delenv("GOMP_SPINCOUNT")
-        common.load(parser.parse_args(["m"]))
-        assert os.environ["GOMP_SPINCOUNT"] == holds
-
-
 def test_bits_of_activations_are_a_word_of_the_commands(capsys):
     parser = argparse.ArgumentParser()
     common.decoding_arguments(parser)

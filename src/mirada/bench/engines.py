@@ -27,7 +27,7 @@ class Mirada:
 
     def __init__(self, path: str, threads: int, torch_only: bool = False,
                  codes: int | None = None):
-        os.environ.setdefault("GOMP_SPINCOUNT", "10000")  # as commands.common does
+        os.environ.setdefault("GOMP_SPINCOUNT", "10000")  # as mirada.ahead does
         if torch_only:
             os.environ["MIRADA_NATIVE"] = "0"
         import torch
