@@ -62,9 +62,11 @@ def _call(*args):
     function(*rest)
 
 
-def wait(child, out, lines):
-    """Until the log has so many lines, or the process ended."""
+def wait(child, out, lines, seconds=240):
+    """Until the log has so many lines, or the process ended; one that hangs is an error."""
+    end = time.monotonic() + seconds
     while child.is_alive() and len(history(out)) < lines:
+        assert time.monotonic() < end, f"{out} did not get {lines} lines"
         time.sleep(0.002)
 
 
