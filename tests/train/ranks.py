@@ -5,7 +5,9 @@
 
 import json
 import os
+import random
 import socket
+from contextlib import suppress
 
 import torch
 
@@ -20,10 +22,16 @@ def together(function, size, folder, seconds=240):
 def begin(function, size, folder):
     """The processes, by rank."""
     folder.mkdir(exist_ok=True)
-    with socket.socket() as free:
-        free.bind(("127.0.0.1", 0))
-        port = free.getsockname()[1]
+    port = _free()
     return [kills.process(_rank, function, size, rank, port, str(folder)) for rank in range(size)]
+
+
+def _free():
+    """A port that nobody has: below those that connections are given, which come and go."""
+    while True:
+        with socket.socket() as found, suppress(OSError):
+            found.bind(("127.0.0.1", port := random.randrange(10_000, 32_768)))
+            return port
 
 
 def ended(children, seconds=240):
