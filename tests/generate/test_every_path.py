@@ -544,7 +544,7 @@ def test_a_program_of_older_weights_shows(monkeypatch):
     model = made("llama:LlamaForCausalLM").float()
     batch = batch_for(model)
     lower.attach(model)
-    monkeypatch.setattr(lower, "_stamp", lambda m, old=model.native.stamp: old)
+    monkeypatch.setattr(lower, "stamp", lambda m, old=model.native.stamp: old)
     with torch.no_grad():
         model.body.blocks[0].mlp.f.up.weight.mul_(1.5)
     assert distance(fed(model, batch), whole(model, batch)) > 1e-3

@@ -88,7 +88,7 @@ def lower(model, *, cache: str | None = None, codes: int | None = None,
     if model.encoder_decoder:
         native.encoder = _encoder(model).native(lib, cache)
         native.encoder.options = dict(codes=codes, flags=flags)
-    native.stamp = _stamp(model)
+    native.stamp = stamp(model)
     native.options = dict(cache=cache, codes=codes, flags=flags)
     return native
 
@@ -106,7 +106,7 @@ def ready(model) -> Native | None:
     if _watched(model):
         return None
     own = model.native
-    changed = isinstance(own, Native) and own.stamp != _stamp(model)  # its weights are others now
+    changed = isinstance(own, Native) and own.stamp != stamp(model)  # its weights are others now
     if changed or (own is None and _kept(model)):
         try:
             attach(model, **(own.options if changed else {}))
@@ -163,7 +163,7 @@ def _kept(model) -> bool:
     return any(isinstance(m, KEPT) for m in model.modules())
 
 
-def _stamp(model) -> list[tuple[int, int]]:
+def stamp(model) -> list[tuple[int, int]]:
     """Which tensors a model has and how often each was written to: what a program depends on."""
     tensors = [*model.parameters(), *model.buffers()]
     return [(t.data_ptr(), 0 if t.is_inference() else t._version) for t in tensors]

@@ -30,7 +30,7 @@ def runner(model: Model, tokens: int, block: int, cache: str | None = None,
 
 def weights(model: Model) -> tuple:
     """Which tensors a model has, how often each was written to, and which adapters count."""
-    return lower._stamp(model), model.adapters.active
+    return lower.stamp(model), model.adapters.active
 
 
 def state(model: Model) -> tuple:
