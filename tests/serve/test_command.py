@@ -3,8 +3,10 @@
 import json
 import re
 import signal
+import socket
 import subprocess
 import sys
+import threading
 from urllib.request import HTTPCookieProcessor, ProxyHandler, build_opener
 
 import pytest
@@ -57,3 +59,23 @@ def test_a_model_opens_its_own_explorer(monkeypatch):
     model = mirada.build("gpt2", size="tiny")
     model.explore(open_page=False, told=told.append, lang="en")
     assert told[0].startswith("http://127.0.0.1:") and told[0].endswith("&lang=en")
+
+
+def test_ctrl_c_as_a_connection_begins_is_not_lost(loopback, monkeypatch):
+    """The connection's thread has ended, and given its slot back, when Ctrl-C reaches start()."""
+    server = Explorer({}).listen()
+    loopback(server.server_address[1])
+    start = threading.Thread.start
+
+    def interrupted(thread):
+        start(thread)
+        thread.join()
+        raise KeyboardInterrupt
+
+    with socket.create_connection(server.server_address[:2]) as client:
+        client.sendall(b"GET / HTTP/1.0\r\n\r\n")
+        monkeypatch.setattr(threading.Thread, "start", interrupted)
+        with pytest.raises(KeyboardInterrupt):
+            server.serve_forever(poll_interval=0.01)
+    monkeypatch.undo()
+    server.server_close()

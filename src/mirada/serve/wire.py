@@ -104,8 +104,8 @@ class Server(ThreadingHTTPServer):
             return
         try:
             super().process_request(request, client_address)
-        except BaseException:
-            self.slots.release()
+        except RuntimeError:  # no thread could be had; one that runs gives the slot back itself,
+            self.slots.release()  # also where Ctrl-C came while it began
             raise
 
     def process_request_thread(self, request, client_address):
