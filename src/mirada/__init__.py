@@ -1,6 +1,7 @@
 """mirada: one small Transformer core, and every model of the family built from it."""
 
 import importlib
+import os
 
 __version__ = "0.1.0"
 
@@ -13,6 +14,10 @@ _HOMES = {  # public name -> the module that holds it; nothing is imported until
 }
 _ROOMS = ("edit", "look")  # mirada.edit.without_residual(m) needs no import of its own
 __all__ = sorted(_HOMES)
+
+# Torch's threads spin for 5 ms after work, on cores that the native runtime needs; with this,
+# for 0.2. It is read when torch is imported.
+os.environ.setdefault("GOMP_SPINCOUNT", "10000")
 
 
 def __getattr__(name: str):

@@ -24,9 +24,6 @@ from mirada.weights.paths import open_regular
 if TYPE_CHECKING:
     from mirada.text.tokenizer import Tokenizer
 
-SPINS = "10000"  # 0.2 ms, not 5, that torch's threads wait on cores that the native runtime needs
-
-
 class Ahead:
     """What is there before the model: tokenizer, or None where it was not asked for or could not
     be read (the loading of the model meets that again, and says it).
@@ -36,7 +33,6 @@ class Ahead:
 
     def __init__(self, source: str, speaks: bool):
         """source: what a command was given as its model. speaks: it will read and write text."""
-        os.environ.setdefault("GOMP_SPINCOUNT", SPINS)
         self.tokenizer: Tokenizer | None = None
         self.held: ggufhead.Header | None = None
         if speaks and "torch" not in sys.modules:

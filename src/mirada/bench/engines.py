@@ -15,6 +15,8 @@ import sys
 from pathlib import Path
 from typing import Any
 
+from mirada.ahead import Ahead
+
 from .ask import prompt, timed
 from .peers import CTranslate2, LlamaCpp, OnnxRuntime, OpenVINO
 
@@ -27,14 +29,17 @@ class Mirada:
 
     def __init__(self, path: str, threads: int, torch_only: bool = False,
                  codes: int | None = None):
-        os.environ.setdefault("GOMP_SPINCOUNT", "10000")  # as mirada.ahead does
         if torch_only:
             os.environ["MIRADA_NATIVE"] = "0"
+        gc.disable()  # as mirada.cli
+        begun = Ahead(path, speaks=True)
         import torch
 
         from mirada import registry
         torch.set_num_threads(threads)
         self.model, self.codes = registry.load(path), codes
+        self.model.tokenizer = begun.tokenizer
+        gc.enable()
         self.vocab = self.model.config.vocab
 
     def write(self, context: int, rows: int, new: int) -> list[float]:

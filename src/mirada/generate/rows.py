@@ -30,11 +30,11 @@ class Rows:
     def remember(self, states: Tensor, real: Tensor | None) -> None:
         """Each row has a source: states (B, S, D), of which real (B, S) count, all when None."""
         real = states.new_ones(states.shape[:2]).bool() if real is None else real.bool()
-        lengths = real.sum(1)
-        self.memory, self.tables = lengths.tolist(), [[] for _ in lengths]
+        self.memory = real.sum(1).tolist()
+        self.tables = [[] for _ in self.memory]
         for row, length in enumerate(self.memory):
             self._widen(row, length)
-        self.native.remember(states[real], lengths, self._table())
+        self.native.remember(states[real], self.memory, self._table())
 
     def __call__(self, ids: list[list[int]], keep: int = 1) -> Tensor:
         """Take in these tokens of each row; scores (B, keep, V) after each of the last."""

@@ -16,6 +16,7 @@ from functools import cache
 from pathlib import Path
 from threading import Lock
 
+import numpy
 import torch
 from torch import Tensor
 
@@ -318,9 +319,9 @@ class Native:
             out[here] = part
         return out
 
-    def remember(self, states: Tensor, lengths: Tensor, tables: Tensor) -> None:
+    def remember(self, states: Tensor, lengths: list[int], tables: Tensor) -> None:
         """Write the keys and values of sources to their pages, tables (B, n): states (M, D) of
-        texts that lie one behind the other, lengths (B,) tokens each."""
+        texts that lie one behind the other, lengths (B) tokens each."""
         rows, positions = _places(lengths)
         states, tables = states.float().contiguous(), tables.to(torch.int32).contiguous()
         none = torch.empty(0, dtype=torch.int32)
@@ -329,19 +330,20 @@ class Native:
             self._run(self.source, torch.zeros_like(rows[piece]), positions[piece], rows[piece],
                       tables, none, torch.empty(0), given=states[piece])
 
-    def states(self, lengths: Tensor, ids: Tensor | None = None, types: Tensor | None = None,
+    def states(self, lengths: list[int], ids: Tensor | None = None, types: Tensor | None = None,
                given: Tensor | None = None) -> Tensor:
         """(M, D) float32: the last states of whole texts that lie one behind the other, lengths
-        (B,) tokens each, of which none is a pad. ids (M,) and types (M,), their segments, 0 when
+        (B) tokens each, of which none is a pad. ids (M,) and types (M,), their segments, 0 when
         None; or given (M, D), what the blocks read. Raises MiradaError.
         """
         rows, positions = _places(lengths)
         ids = torch.zeros_like(rows) if ids is None else ids.to(torch.int32).contiguous()
         more = {"types": types.to(torch.int32).contiguous()} if types is not None else {}
         more |= {"given": given.float().contiguous()} if given is not None else {}
-        out, pages = torch.empty(len(rows), self.width), -(-lengths // PAGE)
+        out = torch.empty(len(rows), self.width)
+        pages = -(-torch.tensor(lengths) // PAGE)
         with self.one:
-            for r0, r1, m0, m1 in _parts(lengths.tolist()):
+            for r0, r1, m0, m1 in _parts(lengths):
                 need, here = pages[r0:r1], slice(m0, m1)
                 if int(need.sum()) > len(self.pool):
                     self.pool = torch.empty(0, self.block_bytes, dtype=torch.uint8)
@@ -370,12 +372,12 @@ class Native:
             raise MiradaError(REFUSALS[failed])
 
 
-def _places(lengths: Tensor) -> tuple[Tensor, Tensor]:
-    """Row and position of each token of texts that lie one behind the other."""
-    lengths = lengths.to(torch.int32)
-    rows = torch.arange(len(lengths), dtype=torch.int32).repeat_interleave(lengths)
-    starts = (lengths.cumsum(0) - lengths).repeat_interleave(lengths)
-    return rows, (torch.arange(len(rows)) - starts).to(torch.int32)
+def _places(lengths: list[int]) -> tuple[Tensor, Tensor]:
+    """Row and position of each token of texts that lie one behind the other. By numpy: torch would
+    wake its threads for it."""
+    rows = numpy.repeat(numpy.arange(len(lengths), dtype=numpy.int32), lengths)
+    places = [numpy.arange(n, dtype=numpy.int32) for n in lengths]
+    return torch.from_numpy(rows), torch.from_numpy(numpy.concatenate(places))
 
 
 def _parts(lengths: list[int]) -> Iterator[tuple[int, int, int, int]]:
