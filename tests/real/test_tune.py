@@ -63,10 +63,7 @@ def test_it_beats_the_same_network_from_nothing(real, folder, capsys):
     assert right > 0.9 and right > nothing.metrics["test"]["accuracy"] + 0.15
     for a, b in zip(ours, theirs, strict=True):
         assert a["label"] == b["label"] and a["score"] == pytest.approx(b["score"], abs=1e-4)
-
-
-def test_its_own_weights_moved_and_the_package_did_not(real, folder):
-    before, after = mirada.load(real("minilm")), mirada.load(folder / "mine")
+    before, after = mirada.load(real("minilm")), mirada.load(folder / "mine")  # its own moved
     assert after.architecture == "BertForSequenceClassification"
     assert not torch.equal(before.body.blocks[0].attn.f.q.weight,
                            after.body.blocks[0].attn.f.q.weight)
