@@ -16,8 +16,11 @@ from __future__ import annotations
 
 import contextlib
 import math
+import multiprocessing
+import os
 import signal
 import statistics
+import threading
 import time
 from collections import deque
 from collections.abc import Callable, Iterator, Mapping
@@ -248,7 +251,8 @@ class Trainer:
             return map(steps.__getitem__, ahead)
         from torch.utils.data import DataLoader
         return iter(DataLoader(steps, sampler=ahead, batch_size=None,  # type: ignore[arg-type]
-                               num_workers=self.plan.workers, prefetch_factor=2))
+                               num_workers=self.plan.workers, prefetch_factor=2,
+                               worker_init_fn=_end_with_the_run))
 
     # State
 
@@ -370,6 +374,14 @@ class _Steps:
     def _sample(self, place: int):
         epoch, index = order.sample(self.plan.seed, place, self.objective.count)
         return self.objective.sample(index, order.draw(self.plan.seed, epoch, index))
+
+
+def _end_with_the_run(worker: int) -> None:
+    """A killed run leaves no process behind. (Torch's workers look whether their parent is the same
+    still; under "forkserver", Python's way from 3.14 on, that is a server that they keep alive.)"""
+    run = multiprocessing.parent_process()
+    assert run is not None  # as in every process that another made
+    threading.Thread(target=lambda: (run.join(), os._exit(1)), daemon=True).start()
 
 
 def kept(dtype: str, model) -> torch.dtype:
