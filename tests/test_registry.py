@@ -267,6 +267,11 @@ def test_a_source_that_is_none(tmp_path, wrong, said):
         mirada.load(tmp_path / wrong)
 
 
+def test_a_new_model_is_not_there_to_be_loaded():
+    with pytest.raises(MiradaError, match="learned nothing: mirada train gpt2:tiny --data"):
+        mirada.load("gpt2:tiny")
+
+
 def test_weights_that_are_missing(tmp_path):
     folder = saved(tmp_path)
     (folder / "model.safetensors").unlink()

@@ -162,8 +162,10 @@ def locate(source, hub: bool = False) -> Path:
     if hub:
         return _fetched(str(source))
     raise MiradaError(f"{source}: no such folder or file, and no short name "
-                      f"({', '.join(shelf.names())}). A hub id is fetched only when asked: "
-                      "hub=True or --hub")
+                      f"({', '.join(shelf.names())}). " + (
+        f"A new {source} has learned nothing: mirada train {source} --data FILE trains one"
+        if str(source).partition(":")[0] in families() else
+        "A hub id is fetched only when asked: hub=True or --hub"))
 
 
 def _fetched(source: str) -> Path:
@@ -502,6 +504,9 @@ def _write(model: Model, folder: Path) -> None:
         jsonfile.write(folder / "generation_config.json", model.origin.generation)
     if model.tokenizer is not None:
         model.tokenizer.save(folder)
+    said = model.processor  # one that was only assumed is made anew each time, and not written
+    if said is not None and said is model._processor:
+        said.save(folder)
 
 
 def written_config(model: Model) -> dict:

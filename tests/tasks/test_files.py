@@ -126,7 +126,7 @@ def test_a_bad_row_is_named_and_the_rest_is_kept(pipe, tmp_path, capsys, monkeyp
     ("a.csv", "title,body\nx,y\n", [], "has no column 'text'; it has 'title', 'body'"),
     ("a.csv", "text;n\nx;1\n", [], "looks like ';' stands between columns"),
     ("a.csv", "text,text\nx,y\n", [], "several columns 'text'"),
-    ("a.csv", "", [], "has no column 'text'; it has none"),
+    ("a.csv", "", [], "is empty: its first line must name the columns"),
     ("a.csv", "text\nx\n", ["text", "n", "m"], "the column 'm' is for nothing"),
     ("a.csv", "text\nx\n", ["words=text"], "is for nothing: text-classification reads text, "),
     ("a.txt", "x\n", ["a", "b"], "has a text a line"),

@@ -109,12 +109,14 @@ def _table(file: TextIO, path: Path, columns: dict[str, str], delimiter: str) ->
         header = next(reader, [])
     except csv.Error as error:
         raise MiradaError(f"{path}: its first line is not CSV: {error}") from None
+    if not header:
+        raise MiradaError(f"{path} is empty: its first line must name the columns")
     absent = [own for own in columns.values() if own not in header]
     if absent:
         hint = next((f"; it looks like {sign!r} stands between columns: set the delimiter"
                      for sign in ";\t|" if len(header) == 1 and sign in header[0]), "")
         raise MiradaError(f"{path} has no column {absent[0]!r}; it has "
-                          f"{', '.join(map(repr, header)) or 'none'}{hint}")
+                          f"{', '.join(map(repr, header))}{hint}")
     twice = [own for own in columns.values() if header.count(own) > 1]
     if twice:
         raise MiradaError(f"{path} has several columns {twice[0]!r}: give them different names")
