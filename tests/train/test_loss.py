@@ -7,6 +7,7 @@ import torch
 import torch.nn.functional as F
 
 import mirada
+from mirada import edit
 from mirada.train import allocator, loop, loss
 from mirada.train.corpus import Corpus
 from mirada.train.language import NextToken
@@ -114,15 +115,19 @@ def test_bfloat16_learns_as_much():
 
 
 def test_bfloat16_is_taken_where_it_pays(monkeypatch):
-    def kind(d, dtype="auto", fast=True, given=torch.float32):
+    def kind(d, dtype="auto", fast=True, given=torch.float32, adapted=False):
         monkeypatch.setattr(torch.cpu, "_is_avx512_bf16_supported", lambda: fast)
-        model = mirada.build("gpt2:tiny", d=d, heads=2, layers=1).to(given)
+        model = mirada.build("llama:tiny", d=d, heads=2, kv_heads=2, layers=1).to(given)
+        if adapted:
+            model = edit.lora(edit.quantize(model, "int4", tables="Q8_0"), rank=2)
         return loop.precision(replace(PLAN, dtype=dtype), model)
 
     assert kind(128) == torch.bfloat16 and kind(64) == torch.float32
     assert kind(128, fast=False) == torch.float32
     assert kind(64, "bfloat16") == torch.bfloat16 and kind(128, "float32") == torch.float32
     assert kind(128, given=torch.float64) == torch.float64
+    assert kind(128, adapted=True) == torch.bfloat16  # by the products, not the narrow adapters
+    assert kind(64, adapted=True) == torch.float32
 
 
 def test_freed_memory_stays_and_changes_no_number():

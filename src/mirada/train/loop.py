@@ -31,6 +31,7 @@ from typing import Any, Protocol
 import torch
 from torch import Tensor, nn
 
+from mirada.core.linear import Quantized
 from mirada.errors import MiradaError, WorkFailed
 
 from . import checkpoint, optim, order
@@ -39,6 +40,7 @@ from .world import Alone, Ranks
 
 SPIKE, WINDOW = 6.0, 128  # robust standard deviations, steps
 WIDE = 128
+RUNNING = ("running_mean", "running_var", "num_batches_tracked")  # of a batch norm: no weights
 
 
 class Objective(Protocol):
@@ -121,6 +123,7 @@ class Trainer:
         self.names = {n for n, p in model.named_parameters() if p.requires_grad}
         self.opt = optim.optimizer(model, recipe)
         self.mean = {n: p.detach().clone() for n, p in self._trained()} if plan.ema else {}
+        self.running = {n: b for n, b in model.named_buffers() if n.endswith(RUNNING)}
         self.recent: deque[float] = deque(maxlen=WINDOW)
         self.skipped, self.history = 0, []
         self.asked: str | None = None  # "stop" once a signal came, "enough" once watch said so
@@ -287,6 +290,8 @@ class Trainer:
                                   found.tensors.get("optimizer.safetensors", {}))
         if self.mean:
             checkpoint.put(self.mean, found.tensors["ema.safetensors"], where)
+        if self.running:
+            checkpoint.put(self.running, found.tensors["running.safetensors"], where)
         self.step, self.skipped = found.step, found.state["skipped"]
         self.recent.extend(found.state["recent"])
 
@@ -296,6 +301,7 @@ class Trainer:
         moments = checkpoint.optimizer_tensors(self.model, self.opt)
         tensors |= {"optimizer.safetensors": moments} if moments else {}
         tensors |= {"ema.safetensors": self.mean} if self.mean else {}
+        tensors |= {"running.safetensors": self.running} if self.running else {}
         state = {"recent": list(self.recent), "skipped": self.skipped}
         assert self.out is not None
         try:
@@ -402,5 +408,6 @@ def fast_bfloat16(model) -> bool:
     device = model.device
     if device.type == "cuda":
         return torch.cuda.is_bf16_supported()
+    weights = [*model.parameters(), *(m for m in model.modules() if isinstance(m, Quantized))]
     return (device.type == "cpu" and torch.cpu._is_avx512_bf16_supported()
-            and max(min(p.shape) for p in model.parameters() if p.ndim == 2) >= WIDE)
+            and max(min(w.shape) for w in weights if len(w.shape) == 2) >= WIDE)
