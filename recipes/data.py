@@ -170,7 +170,7 @@ def instructions(kinds: dict[str, str]) -> None:
     """Questions as a task for a chat model: it is to say what is asked for, and nothing else."""
     words = {"DESC": "A description.", "ENTY": "A thing.", "HUM": "A person.", "LOC": "A place.",
              "NUM": "A number.", "ABBR": "An abbreviation."}
-    for tail, test, count in (("", False, 300), ("-test", True, 50)):
+    for tail, test, count in (("", False, 1200), ("-test", True, 100)):
         rows = [(f"What does this question ask for? {text}", words[kind])
                 for text, kind in kinds.items() if test_row(text) == test][:count]
         table(f"instructions{tail}", ("prompt", "answer"), rows)

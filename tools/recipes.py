@@ -3,8 +3,8 @@
     python tools/recipes.py [NAME ...]
 
 Each is a mirada command on the data that recipes/data.py fetches. Labels are measured by accuracy
-on a test file, chat by its answers' perplexity there, language models by bits a byte of a held-out
-text, translators by chrF, hidden tokens by perplexity; beside each figure stands what it has to
+on a test file, chat by its right answers there, language models by bits a byte of a held-out text,
+translators by chrF, hidden tokens by perplexity; beside each figure stands what it has to
 beat. Exit code 1: a figure is missed by more than its band.
 """
 
@@ -64,22 +64,33 @@ def bits_per_byte(recipe: dict, words: list[str], out: Path) -> tuple[float, dic
         "gzip": 8 * len(gzip.compress(text.encode(), 9)) / size, "unigrams": alone}
 
 
-def perplexity(recipe: dict, words: list[str], out: Path) -> tuple[float, dict[str, float]]:
-    """Of the answers, against the model as it was. Some answers of both are shown."""
+def said(recipe: dict, words: list[str], out: Path) -> tuple[float, dict[str, float]]:
+    """How many answers are the wanted ones to the letter, against the model as it was and always
+    giving the commonest. The answers' perplexity is told beside it, and some of both are shown."""
     from mirada import load
     from mirada.generate.text import text
     from mirada.tasks import examples, tune
-    rows = examples.read(HERE / words[words.index("--test") + 1], "chat").rows
-    asked = [one.label[:-1] for one in rows[:: len(rows) // 3]]
+    learned, rows = (examples.read(HERE / words[words.index(flag) + 1], "chat").rows
+                     for flag in ("--data", "--test"))
+    wanted = [one.label[-1]["content"] for one in rows]
+    common = Counter(one.label[-1]["content"] for one in learned).most_common(1)[0][0]
+
+    def answers(model) -> list[str]:
+        return [text(model, one.label[:-1], max_new_tokens=24, do_sample=False).strip()
+                for one in rows]
+
+    def right(told: list[str]) -> float:
+        return sum(map(str.__eq__, told, wanted)) / len(wanted)
+
     model = load(words[1])
-    before = tune.measure(model, "chat", rows)["perplexity"]
-    told = [text(model, one, max_new_tokens=24, do_sample=False) for one in asked]
-    found = mirada(words, out)["metrics"]["test"]["perplexity"]
-    model = load(out)
-    for one, said in zip(asked, told, strict=True):
-        now = text(model, one, max_new_tokens=24, do_sample=False)
-        print(f"    {one[-1]['content']}\n      before: {said!r}\n      after:  {now!r}")
-    return found, {"before": before}
+    before, first = answers(model), tune.measure(model, "chat", rows)["perplexity"]
+    last = mirada(words, out)["metrics"]["test"]["perplexity"]
+    now = answers(load(out))
+    print(f"    perplexity of the answers {first:.1f} before, {last:.2f} now")
+    for n in range(0, len(rows), len(rows) // 4):
+        print(f"    {rows[n].label[-2]['content']} ({wanted[n]})\n      before: {before[n]!r}\n"
+              f"      now:    {now[n]!r}")
+    return right(now), {"before": right(before), "always " + common: right([common] * len(rows))}
 
 
 def chrf(recipe: dict, words: list[str], out: Path) -> tuple[float, dict[str, float]]:
@@ -156,7 +167,7 @@ def _labels(row: dict) -> list[tuple]:
 
 
 MEASURES = {"accuracy": accuracy, "bits_per_byte": bits_per_byte, "chrf": chrf,
-            "hidden": hidden, "perplexity": perplexity}
+            "hidden": hidden, "said": said}
 
 
 def main(names: list[str]) -> int:
