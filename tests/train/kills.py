@@ -35,6 +35,7 @@ def trained(setup, out=None):
 def run(setup, out):
     """What a process of its own does: one run, its progress left in the folder's log."""
     torch.set_num_threads(1)
+    multiprocessing.set_start_method("fork", force=True)  # its workers need not import torch anew
     with suppress(KeyboardInterrupt):
         trained(setup, out)
 

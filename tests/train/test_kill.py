@@ -1,5 +1,6 @@
 """A run that is killed at any moment ends with the same weights, to the last bit."""
 
+import multiprocessing
 import os
 import time
 from contextlib import suppress
@@ -7,6 +8,7 @@ from dataclasses import replace
 
 import pytest
 
+from mirada.train.log import Folder
 from train import kills
 from train.test_loop import PLAN, RECIPE, Words, small
 
@@ -52,12 +54,14 @@ def signed():
     return small(), Signed(), replace(SAVED, workers=2, steps=10_000), RECIPE
 
 
-def test_a_killed_run_leaves_no_worker_behind(tmp_path, monkeypatch):
+@pytest.mark.parametrize("way", ["fork", "forkserver"])
+def test_a_killed_run_leaves_no_worker_and_no_lock_behind(way, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
-    child = kills.process(run_here, str(tmp_path))
+    child = kills.process(run_here, str(tmp_path), way)
     kills.wait(child, tmp_path / "run", 3)
     child.kill()
     child.join()
+    Folder(tmp_path / "run").close()  # at once
     workers = [int(name.rpartition("-")[2]) for name in os.listdir() if "worker" in name]
     assert len(workers) == 2 and child.pid not in workers
     end = time.monotonic() + 60
@@ -66,9 +70,10 @@ def test_a_killed_run_leaves_no_worker_behind(tmp_path, monkeypatch):
         time.sleep(0.05)
 
 
-def run_here(folder):
+def run_here(folder, way):
     os.chdir(folder)
-    kills.run(signed, "run")
+    multiprocessing.set_start_method(way, force=True)
+    kills.trained(signed, "run")
 
 
 def alive(number):

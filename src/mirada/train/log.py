@@ -24,6 +24,7 @@ class Folder:
         self.path = Path(path)
         folder_made(self.path)
         self._lock = (self.path / "lock").open("w")
+        os.register_at_fork(after_in_child=self._lock.close)  # a data worker would hold it on
         try:
             fcntl.flock(self._lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except OSError:

@@ -25,6 +25,7 @@ import time
 from collections import deque
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import asdict, dataclass, field
+from multiprocessing import connection
 from pathlib import Path
 from typing import Any, Protocol
 
@@ -384,10 +385,17 @@ class _Steps:
 
 def _end_with_the_run(worker: int) -> None:
     """A killed run leaves no process behind. (Torch's workers look whether their parent is the same
-    still; under "forkserver", Python's way from 3.14 on, that is a server that they keep alive.)"""
-    run = multiprocessing.parent_process()
+    still, each five seconds; under "forkserver", Python's way from 3.14 on, that is a server which
+    lives as long as they. A forked one's sentinel never fires: it holds the other end itself.)"""
+    run, parent = multiprocessing.parent_process(), os.getppid()
     assert run is not None  # as in every process that another made
-    threading.Thread(target=lambda: (run.join(), os._exit(1)), daemon=True).start()
+
+    def watch() -> None:
+        while os.getppid() == parent and not connection.wait([run.sentinel], 0.2):
+            pass
+        os._exit(1)
+
+    threading.Thread(target=watch, daemon=True).start()
 
 
 def kept(dtype: str, model) -> torch.dtype:
