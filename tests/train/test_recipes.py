@@ -19,6 +19,8 @@ import torch
 
 import mirada
 from mirada import cli
+from mirada.generate import text as generate_text
+from mirada.tasks import tune
 from mirada.tasks.metrics import translations
 from mirada.train import baselines, config, seq2seq
 from mirada.train.loop import Plan
@@ -31,7 +33,8 @@ ROOT = Path(__file__).parent.parent.parent
 
 VERSES = [b"", b'<chapter n="1" osisID="Gen.1"/>',
           b'<w lemma="strong:H7225">EN el principio</w> <w>cri\xc3\xb3</w> Dios. ',
-          b"God <transChange>was</transChange> good<note>so</note> &amp; <w>gre</w>at"]
+          b"\xc2\xb6 \\nd God <transChange>was</transChange> good<note>so</note> &amp; "
+          b"<w>gre</w>at"]
 PLAIN = ["", "", "EN el principio crió Dios.", "God was good & great"]
 
 
@@ -184,6 +187,26 @@ def test_labels_are_held_against_the_commonest(tmp_path, monkeypatch):
         0.5, {"always X": 0.25, "each word's commonest": 0.75})  # but a, which is X elsewhere
     assert recipes.accuracy({}, "--data a.csv --test a.csv".split(), tmp_path) == (
         0.5, {"always X": 2 / 3})
+
+
+def test_an_answer_is_right_to_the_letter(tmp_path, monkeypatch, capsys):
+    """Four questions: the model before gets one right, the tuned one three, the commonest two."""
+    head, asked = "prompt,answer\n", ["q,one", "r,two", "s,one", "t,six"]
+    (tmp_path / "a.csv").write_text(head + "".join(f"{n},one\n{n}x,two\n{n}y,one\n"
+                                                  for n in range(3)))
+    (tmp_path / "b.csv").write_text(head + "\n".join(asked))
+    told = {"m": dict(q="One", r="two", s="", t="one"), "out": dict(q=" one", r="two", s="one\n",
+                                                                   t="one")}
+    monkeypatch.setattr(recipes, "HERE", tmp_path)
+    found = {"metrics": {"test": {"perplexity": 2.0}}}
+    monkeypatch.setattr(recipes, "mirada", lambda *given: found)
+    monkeypatch.setattr(mirada, "load", lambda path: Path(path).name)
+    monkeypatch.setattr(tune, "measure", lambda *given: {"perplexity": 9.0})
+    monkeypatch.setattr(generate_text, "text",
+                        lambda model, talk, **ends: told[model][talk[-1]["content"]])
+    words = "tune m --task chat --data a.csv --test b.csv".split()
+    assert recipes.said({}, words, tmp_path / "out") == (0.75, {"before": 0.25, "always one": 0.5})
+    assert "9.0 before, 2.00 now" in (shown := capsys.readouterr().out) and "q (one)" in shown
 
 
 def test_the_lstm_reads_a_source_and_tells_the_target(monkeypatch):
