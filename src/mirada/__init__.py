@@ -12,7 +12,7 @@ _HOMES = {  # public name -> the module that holds it; nothing is imported until
     "verify": "look.verify", "describe": "look.describe", "diff": "look.diff",
     "MiradaError": "errors", "UntrustedInputError": "errors", "WorkFailed": "errors",
 }
-_ROOMS = ("edit", "look")  # mirada.edit.without_residual(m) needs no import of its own
+_ROOMS = ("edit", "lab", "look")  # mirada.edit.without_residual(m) needs no import of its own
 __all__ = sorted(_HOMES)
 
 # Torch's threads spin for 5 ms after work, on cores that the native runtime needs; with this,

@@ -19,7 +19,7 @@ from mirada.errors import MiradaError
 
 NAMES = ("demo", "run", "chat", "next", "task", "search", "eval", "code", "look", "explore",
          "describe", "diff", "trace", "neighbors", "senses", "permute", "gradients", "verify",
-         "models", "plan", "convert", "quantize", "bench", "tokenizer",
+         "models", "plan", "convert", "quantize", "bench", "tokenizer", "lab",
          "train", "tune", "runs")
 
 

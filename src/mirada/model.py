@@ -77,12 +77,13 @@ class Model(nn.Module):
         self.body, self.head = body, head
         self.origin = Origin()
         self._tokenizer: Any = None
+        self._processor: Any = None
         self.tape = None  # set while a recording runs
         self.native: object = None  # the native runtime's program, or why there is none: edit.lower
 
     @property
     def kind(self) -> str:
-        """"encoder", "decoder", "encoder-decoder" or "vision"."""
+        """"encoder", "decoder", "encoder-decoder", "vision" or "dual-encoder"."""
         from mirada import registry
         return registry.family(self.family).KIND
 
@@ -106,6 +107,11 @@ class Model(nn.Module):
         return getattr(self.config, "context", None)
 
     @property
+    def reads(self) -> set[str]:
+        """Arguments that only this kind of body reads."""
+        return getattr(self.body, "reads", set())
+
+    @property
     def device(self) -> torch.device:
         return next(self.parameters()).device
 
@@ -124,6 +130,22 @@ class Model(nn.Module):
     @tokenizer.setter
     def tokenizer(self, value) -> None:
         self._tokenizer = value
+
+    @property
+    def processor(self):
+        """What makes pixel_values of pictures: the files' own, else a plain one of the config's
+        size; None of a model that sees none."""
+        if self._processor is None and hasattr(self.config, "image"):
+            from mirada.image import Processor
+            found = self.origin.path and Processor.beside(self.origin.path)
+            if not found:  # not kept: what the files did not say, `save` does not write
+                return Processor.plain(self.config)
+            self._processor = found
+        return self._processor
+
+    @processor.setter
+    def processor(self, value) -> None:
+        self._processor = value
 
     def paths(self) -> dict[str, str]:
         """Every state path (`body.` left out) -> the first path of the same tensor."""
@@ -144,7 +166,7 @@ class Model(nn.Module):
     def forward(self, input_ids: Tensor | None = None, attention_mask: Tensor | None = None, *,
                 token_type_ids=None, position_ids=None, inputs_embeds=None, segment_ids=None,
                 global_attention_mask=None, pixel_values=None, bool_masked_pos=None,
-                interpolate_pos_encoding=False,
+                interpolate_pos_encoding=False, noise=None,
                 decoder_input_ids=None, decoder_attention_mask=None, decoder_inputs_embeds=None,
                 encoder_outputs=None, cache: Caches | None = None, labels=None,
                 logits_to_keep: int = 0, **more_labels) -> Output:
@@ -153,6 +175,7 @@ class Model(nn.Module):
         input_ids (B, T); attention_mask (B, past + T), 1 where real; position_ids (B, T), counted
         over real tokens when None; segment_ids (B, T): only equal ids meet (packed documents);
         global_attention_mask (B, T), 1 where a token sees and is seen beyond its model's windows;
+        noise (B, N), by which a masked autoencoder hides patches, drawn when None;
         labels: see the head's loss. Of an encoder-decoder: encoder_outputs (B, S, D), what `encode`
         gave, in place of input_ids; attention_mask is still the source's. decoder_input_ids are the
         labels (other heads: input_ids) shifted right when None; decoder_attention_mask
@@ -163,11 +186,13 @@ class Model(nn.Module):
             input_ids=input_ids, attention_mask=attention_mask, token_type_ids=token_type_ids,
             position_ids=position_ids, inputs_embeds=inputs_embeds, segment_ids=segment_ids,
             pixel_values=pixel_values, bool_masked_pos=bool_masked_pos, cache=cache,
-            global_attention_mask=global_attention_mask,
+            global_attention_mask=global_attention_mask, noise=noise,
             decoder_input_ids=decoder_input_ids, decoder_attention_mask=decoder_attention_mask,
             decoder_inputs_embeds=decoder_inputs_embeds, encoder_outputs=encoder_outputs)
         inputs = Inputs(input_ids, inputs_embeds, token_type_ids, pixel_values, bool_masked_pos,
-                        interpolate_pos_encoding, global_attention_mask)
+                        interpolate_pos_encoding, global_attention_mask, noise)
+        if "noise" in self.reads:  # drawn once: the body and the head must mean the same patches
+            inputs = self.body.drawn(inputs)
         out = Output()
         if self.encoder_decoder:
             seen = inputs if encoder_outputs is None else Inputs(inputs_embeds=encoder_outputs)
@@ -186,10 +211,11 @@ class Model(nn.Module):
             ctx = self._ctx(inputs, attention_mask, position_ids, segment_ids, cache)
         x = self._last(self.body(target, ctx, cache), logits_to_keep)  # (B, T, D)
         out.update(self.head(x, inputs, ctx))
-        given = {k: v for k, v in {"labels": labels, **more_labels}.items() if v is not None}
+        given = {k: v for k, v in {"labels": labels, **more_labels}.items()
+                 if v is not None and v is not False}
         if given:
             self._refuse_frozen()
-            out["loss"] = self._loss(out, given, ctx.mask.padding)
+            out["loss"] = self._loss(out, given, real=ctx.mask.padding, inputs=inputs)
         return out
 
     def encode(self, input_ids: Tensor, attention_mask: Tensor | None = None) -> Tensor:
@@ -223,9 +249,9 @@ class Model(nn.Module):
 
     def _ctx(self, inputs: Inputs, attention_mask, positions, segments, cache,
              vocab: int | None = None) -> Ctx:
-        if inputs.pixel_values is not None:
-            return Ctx()
         given = inputs.inputs_embeds if inputs.input_ids is None else inputs.input_ids
+        if given is None and inputs.pixel_values is not None:
+            return Ctx()
         if given is None:
             raise MiradaError("this model reads tokens: call it with input_ids=(batch, tokens), "
                               "and its decoder with decoder_input_ids")
@@ -257,12 +283,13 @@ class Model(nn.Module):
     def _refuse_unread(self, **given) -> None:
         """An argument that this kind of model does not read would be a silent mistake."""
         words = {"input_ids", "attention_mask", "position_ids", "inputs_embeds"}
-        unread = {"pixel_values", "bool_masked_pos"} if hasattr(self.config, "vocab") else words
+        unread = set() if hasattr(self.config, "vocab") else words
+        unread |= set() if hasattr(self.config, "image") else {"pixel_values", "bool_masked_pos"}
         unread |= {"segment_ids"} if self.encoder_decoder else {
             "decoder_input_ids", "decoder_attention_mask", "decoder_inputs_embeds",
             "encoder_outputs"}
         unread |= set() if self.generates else {"cache"}
-        unread |= {"global_attention_mask"} - getattr(self.body, "reads", set())
+        unread |= {"global_attention_mask", "noise"} - self.reads
         if given["token_type_ids"] is not None and self.kind != "encoder":
             unread |= {"token_type_ids"}  # an encoder without types is given zeros by habit
         found = [name for name in unread if given[name] is not None]
@@ -300,7 +327,8 @@ class Model(nn.Module):
         if embeds is None:
             return
         stack = self.decoder
-        width = stack.embed.token.embedding_dim if isinstance(stack.embed, Tokens) else None
+        embed = getattr(stack, "embed", None)
+        width = embed.token.embedding_dim if isinstance(embed, Tokens) else None
         shape = tuple(embeds.shape) if torch.is_tensor(embeds) else type(embeds).__name__
         if len(shape) != 3 or 0 in shape or width not in (None, shape[-1]):
             raise MiradaError(f"embeddings must be a tensor (batch, tokens, {width}); this is "
@@ -326,17 +354,18 @@ class Model(nn.Module):
                               f"{'has' if hasattr(self.head, 'out') else 'lacks'}")
         return x[:, -keep:] if keep else x
 
-    def _loss(self, out: Output, given: dict, real: Tensor | None) -> Tensor:
-        """The head's loss; one that counts real tokens only also takes `real`, (B, T) or None."""
+    def _loss(self, out: Output, given: dict, **known) -> Tensor:
+        """The head's loss. It may also take what is known here: `real` tokens, (B, T) or None, and
+        the `inputs`."""
         loss = getattr(self.head, "loss", None)
         takes = [] if loss is None else list(inspect.signature(loss).parameters)[1:]
-        mask = {"real": real} if "real" in takes else {}
-        takes = [name for name in takes if name not in mask]
+        known = {name: value for name, value in known.items() if name in takes}
+        takes = [name for name in takes if name not in known]
         if set(given) != set(takes):
             what = f"for a loss it takes {' and '.join(takes)}" if takes else "its head has no loss"
             raise MiradaError(f"{self.architecture} was given {', '.join(sorted(given))}: {what}")
         try:
-            return loss(out, **given, **mask)
+            return loss(out, **given, **known)
         except (IndexError, ValueError, RuntimeError, AttributeError) as error:
             shapes = ", ".join(f"{n} {tuple(getattr(t, 'shape', ()))}" for n, t in given.items())
             raise MiradaError(f"no loss can be taken of {shapes}: {error}") from error

@@ -246,6 +246,41 @@ def test_every_view_can_be_read_by_all(opened, tape, name, draw, lang):
     held(f"view.{name}.aria.{lang}", aria(page))
 
 
+def test_a_picture_answers_the_mouse_and_the_keys(opened):
+    vit = mirada.build("vit:tiny", image=(32, 48), seed=0)
+    seen = torch.randint(0, 256, (32, 48, 3), dtype=torch.uint8)
+    with torch.inference_mode(), vit.record() as tape:
+        vit(**vit.processor(seen))
+    page = opened(look.over_picture(tape, seen))
+    for scheme in ("light", "dark"):
+        page.emulate_media(color_scheme=scheme)
+        assert serious(page) == []
+    shown = "document.documentElement.dataset.shown"
+    assert page.evaluate(shown) == "Layer 1 · Mean · Seen from: [CLS]"
+    large = page.locator("canvas.mapped").first
+    box = large.bounding_box()
+    assert box["width"] / box["height"] == pytest.approx(1.5, abs=0.02)
+    at = {"x": box["width"] * 4.5 / 6, "y": box["height"] * 1.5 / 4}  # row 1, column 4
+    page.get_by_role("button", name="Head 2").click()
+    page.locator("#layer").select_option("0")
+    large.click(position=at)
+    assert page.evaluate(shown) == "Layer 0 · Head 2 · Seen from: patch 1, 4"
+    large.hover(position=at)
+    weight = tape.pattern(0)[0, 2, 1 + 6 + 4, 1 + 6 + 4].item()
+    said = page.locator("p").first.text_content()
+    assert said.startswith("patch 1, 4: ")
+    assert float(said.split()[-1].rstrip("%")) == pytest.approx(100 * weight, abs=0.45)
+    large.press("ArrowDown")
+    assert page.evaluate(shown).endswith("patch 2, 4")
+    large.press("Escape")
+    assert page.evaluate(shown).endswith("[CLS]")
+    page.get_by_role("button", name="Rollout").click()
+    rolled = look.over_picture(tape, seen).rolled
+    large.hover(position=at)
+    said = page.locator("p").first.text_content()
+    assert float(said.split()[-1].rstrip("%")) == pytest.approx(100 * rolled[10].item(), abs=0.45)
+
+
 def test_the_other_views_draw(opened):
     m = mirada.build("gpt2", size="tiny", seed=3)
     ids = torch.randint(5, 100, (1, 7), generator=torch.Generator().manual_seed(1))

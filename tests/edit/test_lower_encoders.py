@@ -21,12 +21,13 @@ from tasks import tiny
 pytestmark = pytest.mark.skipif(bool(native.missing()), reason=native.missing() or "")
 
 ENCODERS = {  # name -> how it is built
-    "albert": {}, "bert": {}, "distilbert": {}, "electra": {}, "esm": {},
+    "albert": {}, "bert": {}, "clip_text-gelu": {"act": "gelu", "context": 64},
+    "clip_vision-gelu": {"act": "gelu"}, "distilbert": {}, "electra": {}, "esm": {},
     "esm-learned": {"positions": "absolute"}, "modernbert": {}, "roberta": {}, "vit": {}}
 BOTH = ("bart", "fsmt", "m2m100", "mbart", "pegasus", "t5", "t5-gated", "transformer")
 CHANGES = {name: {} for name in BOTH} | {"t5-gated": {"gated": True, "act": "gelu_new",
                                                       "tied": False, "scaled": False}}
-OWN = {"bigbird", "deberta", "deberta_v1", "longformer"}  # attentions that have no operator
+OWN = {"bigbird", "clip", "deberta", "deberta_v1", "longformer"}  # parts that have no operator
 
 
 def made(name: str, **more) -> mirada.Model:
@@ -54,6 +55,7 @@ def texts(model, side: str = "right", lengths=(50, 31, 7)) -> dict[str, torch.Te
         return {"pixel_values": torch.randn(3, 3, size, size, generator=generator)}
     T = max(lengths)
     ids = torch.randint(5, 33, (len(lengths), T), generator=generator)
+    ids[:, 2] = ids[:, -3] = getattr(model.config, "eos", 7)  # some heads look for it
     steps = torch.arange(T)
     mask = torch.stack([steps < n if side == "right" else steps >= T - n for n in lengths]).long()
     return {"input_ids": ids, "attention_mask": mask}

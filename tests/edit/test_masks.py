@@ -14,6 +14,7 @@ from mirada.core.cache import KV
 from mirada.core.mask import Mask
 from mirada.edit import attention_pattern, pattern
 from mirada.errors import MiradaError
+from mirada.look import sites
 
 KINDS = {"dense": {}, "local": {"window": 3}, "strided": {"stride": 4},
          "fixed": {"stride": 4, "summary": 2}, "random": {"share": 0.3, "seed": 5}}
@@ -28,11 +29,15 @@ def ids(length=14, rows=2, vocab=500):
 
 
 def inputs(m, length=14):
+    given = {}
+    for e in (stack.embed for stack in sites.stacks(m).values() if hasattr(stack.embed, "image")):
+        given["pixel_values"] = torch.randn(1, e.project.in_channels, *e.image)
     if m.kind == "vision":
-        e = m.body.embed
-        return {"pixel_values": torch.randn(1, e.project.in_channels, *e.image)}
+        return given
     vocab = min(m.config.vocab, 500)
-    given = {"input_ids": ids(length, 1, vocab)}
+    given["input_ids"] = ids(length, 1, vocab)
+    if m.family.startswith("clip"):
+        given["input_ids"][:, 5] = m.config.eos
     return given | ({"decoder_input_ids": ids(9, 1, vocab)} if m.encoder_decoder else {})
 
 

@@ -20,12 +20,17 @@ def shaken(family):
 
 def batch_of(m):
     seeded = torch.Generator().manual_seed(4)
-    if m.kind == "vision":
+    batch = {}
+    if hasattr(m.config, "image"):
         side = m.config.image
         side = (side, side) if isinstance(side, int) else side
-        return {"pixel_values": torch.randn(1, 3, *side, generator=seeded)}
+        batch["pixel_values"] = torch.randn(1, 3, *side, generator=seeded)
+    if m.kind == "vision":
+        return batch
     ids = torch.randint(5, m.config.vocab, (2, 9), generator=seeded)
-    return {"input_ids": ids} | ({"decoder_input_ids": ids[:, :6]} if m.encoder_decoder else {})
+    if m.family.startswith("clip"):
+        ids[:, 5] = m.config.eos
+    return batch | {"input_ids": ids} | ({"decoder_input_ids": ids[:, :6]} if m.encoder_decoder else {})
 
 
 @pytest.mark.scope("1.18.4")

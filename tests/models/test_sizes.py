@@ -36,7 +36,7 @@ def test_a_size_is_what_was_published(name, size):
     raw, ours = file(name, size), registry.family(name).SIZES[size]
     theirs = registry._config(registry.family(name), raw, "config.json", ())[0]
     if hasattr(theirs, "settle"):  # by its tensors: untied files hold a head of their own
-        theirs = theirs.settle(["lm_head.weight", "pooler.dense.weight"])
+        theirs = theirs.settle(["lm_head.weight", "pooler.dense.weight", "pooler.layernorm.weight"])
     for f in dataclasses.fields(ours):
         if f.name == "window" and not getattr(ours, "sliding", True):
             continue  # no layer looks through it
@@ -65,12 +65,14 @@ LOW = dict(  # field -> the least it may be, in all families that have it
     experts=1, top=1, buckets=4, farthest=1, cap=1e-3, logit_cap=1e-3, rope_base=2, rope_part=0,
     rope_factor=1, rope_original=2, rope_low=0, rope_high=0, rope_fast=0, rope_slow=0,
     rope_temperature=0, rope_mscale=0, rope_mscale_all=0, base=2, near_base=2, far_base=2, block=1,
-    channels=1, clip=0, conv=0, conv_groups=1, drawn=0, embedding=1, groups=1, image=1, inner=1,
-    local=0, mask=0, patch=1, per=1, period=1, pooled=1, sep=0, steepest=1, stride=1, target=1,
-    turning=2, whole=0, rope_short=1e-6, rope_long=1e-6)
+    channels=1, clip=0, conv=0, conv_groups=1, depths=1, drawn=0, embedding=1, groups=1,
+    image=1, inner=1, local=0, mask=0, patch=1, per=1, period=1, pooled=1, projection=1, ratio=0,
+    sep=0, stage_heads=1, steepest=1, stride=1, target=1, turning=2, whole=0, rope_short=1e-6,
+    rope_long=1e-6, codes=1, decoder_d=1, layer_scale=0, share=0)
+LISTS = ("rope_short", "rope_long", "depths", "stage_heads")
 BASE = 1e15  # of rotation
-HIGH = dict(layers=2048, decoder_layers=2048, groups=64, inner=16, rope_base=BASE, rope_part=1,
-            base=BASE, near_base=BASE, far_base=BASE)
+HIGH = dict(layers=2048, depths=2048, decoder_layers=2048, groups=64, inner=16, rope_base=BASE,
+            rope_part=1, share=1, base=BASE, near_base=BASE, far_base=BASE)
 OWN = {  # 0 or less: it has none; each side of a token is half of Longformer's window
     "deberta": dict(types=0, buckets=-1, farthest=-1), "deberta_v1": dict(types=0, farthest=-1),
     "longformer": dict(window=2), "gemma3": dict(cap=-configs.LIMIT)}
@@ -84,7 +86,7 @@ def test_fields_of_one_name_have_one_bound(name):
     assert bounded <= LOW.keys(), "say in LOW what this field may be at least"
     for field in fields.keys() & LOW.keys():
         hint = configs._hints(config)[field]
-        wrap = (lambda x: (x,)) if field in ("rope_short", "rope_long") else (lambda x: x)
+        wrap = (lambda x: (x,)) if field in LISTS else (lambda x: x)
 
         def checked(value, meta=fields[field].metadata, hint=hint, wrap=wrap, field=field):
             return configs._checked(wrap(value), hint, meta, "config.json", field) == wrap(value)

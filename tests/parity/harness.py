@@ -69,9 +69,10 @@ class Row:
     left: whether left padding does. cached: the model decodes with a cache.
     exempt: negative controls that cannot show here, each with its reason. untied: a module of the
     reference that gets a table of its own, as in files that its config class calls tied. buffers:
-    those that files hold and that are born as zeros, which would hide them. frozen: modules of the
-    reference that it means not to train, and does. patterns: (pair, the reference's outputs) ->
-    {stack: [(attention, which of it counts)]}, where it keeps its attentions in a form of its own.
+    those that files hold and that are born as zeros, which would hide them. frozen: modules and
+    tables of the reference that it means not to train, and does. patterns: (pair, the reference's
+    outputs) -> {stack: [(attention, which of it counts)]}, where it keeps its attentions in a form
+    of its own.
     told: with pads, the reference is given our positions; False: it counts real tokens itself.
     labels: pair -> the head's labels, where they are not classes of its logits.
     """
@@ -136,7 +137,8 @@ def pair(row: Row) -> Pair:
         theirs.save_pretrained(folder)
         theirs = read_reference(cls, folder)
         for name in row.frozen:
-            theirs.get_submodule(name).requires_grad_(False)
+            owner, _, last = name.rpartition(".")
+            getattr(theirs.get_submodule(owner), last).requires_grad_(False)
     return Pair(row, folder, theirs, mirada.load(folder), row.inputs(row))
 
 
@@ -185,7 +187,7 @@ def compare(pair: Pair, batch: dict, ours: dict, theirs: dict, real=None, bar=BA
     for name, mine in ours.items():
         other = theirs[name]
         assert mine.shape == other.shape, (name, mine.shape, other.shape)
-        assert mine.dtype == other.dtype == torch.float64
+        assert mine.dtype == other.dtype in (torch.float64, torch.int64)  # indices are whole
         if real is not None and mine.ndim >= 2 and mine.shape[:2] == real.shape:
             mine, other = mine[real], other[real]
         assert torch.isfinite(mine).all() and torch.isfinite(other).all(), name

@@ -53,7 +53,8 @@ OPTIONS = {"instructions": {"templates": [["Al revés: {text}", "{target}"]], "m
 
 def test_every_objective_has_a_model_here():
     chats = {"answers", "preferences"}  # want a chat template, which no model from nothing has
-    assert MODELS.keys() | chats == objectives.OBJECTIVES.keys()
+    seen = {name for name, kind in objectives.OBJECTIVES.items() if kind.reads == "pictures"}
+    assert MODELS.keys() | chats | seen == objectives.OBJECTIVES.keys()
 
 
 @pytest.mark.parametrize("name", [n for n in MODELS if n != "distill"])

@@ -80,3 +80,19 @@ def model(name, tokenizer, architecture=None, std=None, **changes):
         normal(made, std)
     made.tokenizer = tokenizer
     return made
+
+
+def shapes(count, seed=0, side=16):
+    """(N, 1, side, side) from -1 to 1, (N,): a bar that lies, one that stands, a square or a cross,
+    anywhere on a noisy ground."""
+    draw = torch.Generator().manual_seed(seed)
+    labels = torch.randint(4, (count,), generator=draw)
+    corners = torch.randint(1, side - 8, (count, 2), generator=draw).tolist()
+    forms = torch.zeros(4, 7, 7, dtype=torch.bool)
+    forms[0, 3], forms[1, :, 3] = True, True
+    forms[2, [0, -1]], forms[2, :, [0, -1]] = True, True
+    forms[3] = (torch.eye(7) + torch.eye(7).flip(0)) > 0
+    points = torch.rand(count, side, side, generator=draw) * 60
+    for one, label, (a, b) in zip(points, labels, corners, strict=True):
+        one[a : a + 7, b : b + 7][forms[label]] = 230.0
+    return (points.round() / 127.5 - 1)[:, None], labels

@@ -12,7 +12,8 @@ def fill(parser) -> None:
     model_argument(parser)
     words = parser.add_argument(
         "input", metavar="INPUT", nargs="+", default=[], help="a text, or several; - reads one "
-        "from stdin. question-answering: the question, then the passage. None with --in")
+        "from stdin. question-answering: the question, then the passage. Of tasks on pictures: "
+        "their paths. None with --in")
 
     class Source(argparse.Action):  # with a file, words are not asked for
         def __call__(self, parser, namespace, value, option=None):

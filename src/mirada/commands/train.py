@@ -1,4 +1,4 @@
-"""mirada train: a model from nothing or from another, on text; and a run that goes on."""
+"""mirada train: a model from nothing or from another, on text or pictures; a run that goes on."""
 
 import os
 import shutil
@@ -7,14 +7,15 @@ from typing import Any
 
 from .common import show
 
-HELP = "train a model on text; a run that was killed goes on with --resume"
+HELP = "train a model on text or pictures; a run that was killed goes on with --resume"
 
 
 def fill(parser) -> None:
     parser.add_argument("model", metavar="MODEL", nargs="?",
                         help="a family and size (gpt2:tiny) from nothing, a folder to go on from, "
                         "or a .toml that says all of it")
-    parser.add_argument("--data", nargs="+", metavar="FILE", help=".txt, .csv, .tsv or .jsonl")
+    parser.add_argument("--data", nargs="+", metavar="FILE", help=".txt, .csv, .tsv or .jsonl; of "
+                        "pictures a folder of one folder a label, .npz or .jsonl")
     parser.add_argument("--column", metavar="NAME", help="where the text stands; default: text")
     parser.add_argument("--target", metavar="NAME", help="where a pair's second text stands; "
                         "default: target")
@@ -118,8 +119,9 @@ def _train(folder: Path, run, model, objective, every: int, shared=None):
     allocator.keep_freed()
     plan = run.whole_plan()
     done = max(checkpoint.steps(folder / CHECKPOINTS), default=0)
-    tokens = plan.batch * run.length
-    view = terminal.Terminal(plan.steps, done, tokens, terminal.flops(model, tokens, run.length),
+    length = getattr(objective, "places", run.length)  # of a picture: its patches, and the class
+    tokens = plan.batch * length
+    view = terminal.Terminal(plan.steps, done, tokens, terminal.flops(model, tokens, length),
                              loop.precision(plan, model))
 
     if shared is not None:

@@ -6,6 +6,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from .context import Ctx, Inputs
+from .norm import drop_path
 
 
 class Residual(nn.Module):
@@ -19,11 +20,12 @@ class Residual(nn.Module):
         super().__init__()
         self.pre, self.f = pre or nn.Identity(), f
         self.post, self.out = post or nn.Identity(), out or nn.Identity()
-        self.dropout = 0.0
+        self.dropout = self.drop_path = 0.0  # rates
 
     def forward(self, x: Tensor, ctx: Ctx, cache=None) -> Tensor:
         y = self.post(self.f(self.pre(x), ctx, cache))
-        return self.out(x + F.dropout(y, self.dropout, self.training))
+        y = F.dropout(y, self.dropout, self.training)
+        return self.out(x + drop_path(y, self.drop_path, self.training))
 
 
 class Block(nn.Module):

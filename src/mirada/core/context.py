@@ -20,6 +20,7 @@ class Inputs:
     bool_masked_pos: Tensor | None = None  # (B, N) True where a patch is hidden
     interpolate_pos_encoding: bool = False  # stretch the learned grid to this picture's
     global_attention_mask: Tensor | None = None  # (B, T) 1 where no window hides a token
+    noise: Tensor | None = None  # (B, N) the patches with the least are seen, the others hidden
 
 
 @dataclass(frozen=True, eq=False)
@@ -30,3 +31,4 @@ class Ctx:
     mask: Mask = field(default_factory=Mask)
     memory: Tensor | None = None  # (B, S, D), what cross-attention looks at
     memory_mask: Mask = field(default_factory=Mask)
+    grid: tuple[int, int] | None = None  # rows and columns of a picture's patches

@@ -53,16 +53,18 @@ class Segments(nn.Embedding):
 class Patches(nn.Module):
     """A picture cut into patches, each projected, behind a class token (2010.11929, eq. 1).
 
-    image, patch: (height, width) in pixels. hidden: a learned vector for masked patches.
+    image, patch: (height, width) in pixels. hidden: a learned vector for masked patches. first:
+    how many learned tokens stand before them. placed: positions are added.
     """
 
-    def __init__(self, image, patch, channels: int, d: int, *, hidden=False):
+    def __init__(self, image, patch, channels: int, d: int, *, hidden=False, first=1, placed=True):
         super().__init__()
         self.image, self.patch = tuple(image), tuple(patch)
         self.grid = (image[0] // patch[0], image[1] // patch[1])
         self.project = nn.Conv2d(channels, d, self.patch, self.patch)
-        self.cls = nn.Parameter(torch.zeros(1, 1, d))
-        self.position = nn.Parameter(torch.zeros(1, 1 + self.grid[0] * self.grid[1], d))
+        self.cls = nn.Parameter(torch.zeros(1, first, d))
+        count = first + self.grid[0] * self.grid[1]
+        self.position = nn.Parameter(torch.zeros(1, count, d)) if placed else None
         self.hidden = nn.Parameter(torch.zeros(1, 1, d)) if hidden else None
         self.dropout = 0.0
 
@@ -71,8 +73,9 @@ class Patches(nn.Module):
         x = self.project(pixels).flatten(2).transpose(1, 2)  # (B, N, D)
         if inputs.bool_masked_pos is not None:
             x = torch.where(inputs.bool_masked_pos[..., None].bool(), self.hidden, x)
-        x = torch.cat([self.cls.expand(len(x), -1, -1), x], 1)  # (B, 1 + N, D)
-        x = x + (self.stretch(pixels) if inputs.interpolate_pos_encoding else self.position)
+        x = torch.cat([self.cls.expand(len(x), -1, -1), x], 1)  # (B, first + N, D)
+        if self.position is not None:
+            x = x + (self.stretch(pixels) if inputs.interpolate_pos_encoding else self.position)
         return F.dropout(x, self.dropout, self.training)
 
     def _checked(self, inputs: Inputs) -> Tensor:
@@ -98,9 +101,14 @@ class Patches(nn.Module):
         return pixels.to(self.project.weight.dtype)
 
     def stretch(self, pixels: Tensor) -> Tensor:
-        """The learned grid, bicubically resized to this picture's: (1, 1 + N', D)."""
+        """The learned grid, bicubically resized to this picture's: (1, first + N', D)."""
         size = (pixels.shape[2] // self.patch[0], pixels.shape[3] // self.patch[1])
-        cls, grid = self.position[:, :1], self.position[:, 1:]
-        grid = grid.unflatten(1, self.grid).permute(0, 3, 1, 2)  # (1, D, rows, columns)
-        grid = F.interpolate(grid, size=size, mode="bicubic", align_corners=False)
-        return torch.cat([cls, grid.flatten(2).transpose(1, 2)], 1)
+        return stretched(self.position, self.grid, size)
+
+
+def stretched(table: Tensor, grid: tuple[int, int], size: tuple[int, int]) -> Tensor:
+    """Positions of a grid's places, and of tokens before them, for a grid of another size."""
+    first = table.shape[1] - grid[0] * grid[1]
+    places = table[:, first:].unflatten(1, grid).permute(0, 3, 1, 2)  # (1, D, rows, columns)
+    places = F.interpolate(places, size=size, mode="bicubic", align_corners=False)
+    return torch.cat([table[:, :first], places.flatten(2).transpose(1, 2)], 1)

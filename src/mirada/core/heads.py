@@ -125,10 +125,10 @@ class LastOf(nn.Module):
 class Pooler(nn.Module):
     """act(dense(x of one token)). pick: which one, the first when None."""
 
-    def __init__(self, d: int, act: nn.Module, out: int | None = None, pick=None):
+    def __init__(self, d: int, act: nn.Module, out: int | None = None, pick=None, *, bias=True):
         super().__init__()
         self.pick = pick or First()
-        self.dense, self.act = nn.Linear(d, out or d), act
+        self.dense, self.act = nn.Linear(d, out or d, bias=bias), act
 
     def forward(self, x: Tensor, inputs: Inputs, ctx: Ctx) -> Tensor:
         return self.act(self.dense(self.pick(x, inputs, ctx)))  # (B, D)

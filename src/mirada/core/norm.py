@@ -69,7 +69,12 @@ class DropPath(nn.Module):
         self.rate = rate
 
     def forward(self, x: Tensor) -> Tensor:
-        if not self.training or self.rate == 0.0:
-            return x
-        keep = x.new_empty(x.shape[:1] + (1,) * (x.ndim - 1)).bernoulli_(1 - self.rate)
-        return x * keep / (1 - self.rate)
+        return drop_path(x, self.rate, self.training)
+
+
+def drop_path(x: Tensor, rate: float, training: bool) -> Tensor:
+    """x (B, ...) with whole rows left out at random, the others as much larger."""
+    if not training or rate == 0.0:
+        return x
+    keep = x.new_empty(x.shape[:1] + (1,) * (x.ndim - 1)).bernoulli_(1 - rate)
+    return x * keep / (1 - rate)

@@ -4,10 +4,11 @@ import importlib
 
 _HOMES = {  # public name -> the file that holds it; nothing is imported until it is used
     "lora": "lowrank", "merge": "lowrank", "merge_error": "lowrank", "freeze": "frozen",
-    "dropout": "rates",
+    "dropout": "rates", "drop_path": "rates",
     "save_adapter": "adapter", "load_adapter": "adapter",
     "prompt": "soft", "save_prompt": "soft", "load_prompt": "soft",
     "packed": "ordered", "quantize": "small",
+    "linformer": "linear", "performer": "linear",
     "attention_pattern": "masks", "pattern": "masks",
     "resize_positions": "positions", "without_positions": "positions",
     "without_residual": "residual", "recompute": "recomputed",

@@ -219,7 +219,7 @@ class Lowering:
             raise Unlowered(f"its weights are on {model.device}, and the native runtime is a CPU's")
         if any(p.dtype == torch.float64 for p in model.parameters()):
             raise Unlowered("float64 weights are computed by torch alone")
-        if model.kind in ("encoder", "vision") or reads(model):
+        if model.kind in ("encoder", "vision", "dual-encoder") or reads(model):
             self.encoder(model.body)
             return
         if not model.generates or not (type(model.head) is LMHead or _asked(model.head)):
@@ -234,7 +234,8 @@ class Lowering:
 
     def encoder(self, stack: nn.Module, path: str = "") -> None:
         """The stack's last states of every token."""
-        x = self.stack(stack, path, given=not embeds(stack.embed))
+        self.path = path + "body"
+        x = self.stack(stack, path, given=True)
         self.out = self.widths[x]
         self.path = "norm"
         self.norm(stack.norm, x, x)
@@ -246,10 +247,10 @@ class Lowering:
         return x
 
     def stack(self, stack: nn.Module, path: str = "", given=False) -> int:
-        """given: the first states are the caller's, which the stack's own module makes."""
+        """given: the first states may be the caller's, whose stack's own module makes them."""
         if type(stack) is not Stack:
             raise self.fail(stack)
-        self.path = path + "embed"
+        self.path, given = path + "embed", given and not embeds(stack.embed)
         if not given and not embeds(stack.embed):
             raise self.fail(stack.embed)
         x = self.take(_width(stack)) if given else self.embed(stack.embed)
@@ -619,9 +620,9 @@ def _table(module: nn.Module, length: int) -> Tensor:
 
 
 def reads(model) -> bool:
-    """True for a model whose one stack reads whole texts or pictures, both ways."""
-    return type(model.body) is Stack and not any(
-        isinstance(m, Attention) and m.mask.causal for m in model.body.modules())
+    """True for a model whose one stack reads whole texts or pictures."""
+    return type(model.body) is Stack and (model.kind in ("encoder", "vision") or not any(
+        isinstance(m, Attention) and m.mask.causal for m in model.body.modules()))
 
 
 def embeds(embed: nn.Module) -> bool:

@@ -64,7 +64,7 @@ def without_positions(model: Model) -> Model:
     for module in other.modules():
         if isinstance(module, Tokens):
             module.position = None
-        elif isinstance(module, Patches):
+        elif isinstance(module, Patches) and module.position is not None:
             module.position = nn.Parameter(torch.zeros_like(module.position))
         elif isinstance(module, Attention):
             module.rotary, module.score_bias = Absent(), NoBias()

@@ -8,7 +8,7 @@ from dataclasses import replace
 
 from torch import nn
 
-from mirada.core.block import EncoderDecoder, Stack
+from mirada.core.block import Stack
 from mirada.errors import MiradaError
 from mirada.model import Model
 
@@ -28,9 +28,9 @@ def share(model: Model, unsaved: str | None = None) -> Model:
 
 
 def stacks(model: Model) -> list[Stack]:
-    """The encoder and the decoder, or the only stack."""
-    body = model.body
-    return [body.encoder, body.decoder] if isinstance(body, EncoderDecoder) else [body]
+    """The encoder and the decoder, two towers, or the only stack."""
+    inner = [part for part in model.body.children() if isinstance(part, Stack)]
+    return inner or [model.body]
 
 
 def blocks(model: Model, layers: Sequence[int] | None = None) -> Iterator[nn.Module]:

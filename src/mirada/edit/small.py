@@ -81,7 +81,8 @@ def _check(model: Model, to: str, tables: str | None) -> None:
 
 def _table(model: Model, module: nn.Module) -> bool:
     """True for the token table and a language model's head."""
-    return module in (getattr(model.head, "out", None), getattr(model.decoder.embed, "token", None))
+    embed = getattr(model.decoder, "embed", None)
+    return module in (getattr(model.head, "out", None), getattr(embed, "token", None))
 
 
 def _chosen(model: Model, to: str, tables: str | None, skip: Iterable[str]) -> dict:

@@ -15,6 +15,7 @@ _HOMES = {  # public name -> the file that holds it; nothing is imported until i
     "positions": "plots", "rates": "plots", "costs": "plots",
     "attention_map": "views.maps", "head_view": "views.heads", "model_view": "views.heads",
     "neuron_view": "views.neurons", "next_token": "views.nexts",
+    "over_picture": "overlay", "patches": "overlay", "reconstructed": "painting",
     "roles": "heads.report", "claim": "heads.claims", "examples": "heads.claims",
 }
 __all__ = sorted(_HOMES)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections import Counter
+from collections.abc import Collection
 from dataclasses import dataclass
 
 from torch import nn
@@ -63,7 +64,7 @@ def describe(model) -> Description:
     counted, memory = list(weights(model)), Counter()
     for _, _, kind, nbytes in counted:
         memory[kind] += nbytes
-    flops, seen = _flops(model)
+    flops, seen = flops_of(stacks(model).values(), model.head)
     origin = model.origin
     notes = [f"config key {k!r}: {why}" for k, why in origin.ignored.items()]
     if origin.carried:
@@ -106,11 +107,12 @@ def facts(model) -> dict[str, str]:
     """aspect -> how this model does it, read from the modules that were built."""
     found: dict[str, str] = {"kind": model.kind}
     for name, stack in stacks(model).items():
-        own = {"layers": f"{len(stack.order)}" + _sharing(stack), **_embedding(stack.embed)}
+        own = {"layers": f"{len(stack.order)}" + _sharing(stack) + _stages(stack),
+               **_embedding(stack.embed)}
         if stack.blocks:
             own |= _block(stack.blocks[0])
             own["attends"] = _sees(stack)
-        label = f"{name} " if model.encoder_decoder else ""
+        label = f"{name} " if model.encoder_decoder or model.kind == "dual-encoder" else ""
         found |= {label + aspect: words for aspect, words in own.items() if words}
     paths = model.paths()
     tied = any(paths.get(out, out) != out for out in ("head.out.weight", "head.out.blocks"))
@@ -124,6 +126,8 @@ def stacks(model) -> dict[str, Stack]:
     """The stacks of a model by name."""
     if model.encoder_decoder:
         return {"encoder": model.body.encoder, "decoder": model.body.decoder}
+    if model.kind == "dual-encoder":
+        return dict(model.body.named_children())
     return {"stack": model.body}
 
 
@@ -132,11 +136,20 @@ def _sharing(stack: Stack) -> str:
     return f" passes through {len(stack.blocks)} shared" if passes > 1 else ""
 
 
+def _stages(stack: Stack) -> str:
+    """Where a stream grows wider on its way, how: `width` and `heads` are those of the first."""
+    attentions = [next(m for m in b.modules() if isinstance(m, Attention)) for b in stack.blocks]
+    stages = Counter((a.q.in_features, a.heads) for a in attentions)
+    each = [f"{n} of width {d} with {heads} heads" for (d, heads), n in stages.items()]
+    return ": " + ", ".join(each) if len({d for d, _ in stages}) > 1 else ""
+
+
 def _embedding(embed: nn.Module) -> dict[str, str]:
     if isinstance(embed, Patches):
-        grid = f"{embed.grid[0]} x {embed.grid[1]}"
+        grid, table = f"{embed.grid[0]} x {embed.grid[1]}", embed.position
+        places = "" if table is None else "learned, " if table.requires_grad else "fixed, "
         return {"input": f"{grid} patches of {embed.patch[0]} x {embed.patch[1]} pixels",
-                "positions": "learned, one a patch"}
+                "positions": places and places + "one a patch"}
     if not isinstance(embed, Tokens):
         return {"input": type(embed).__name__}
     words = [f"{embed.token.num_embeddings:,} tokens of {embed.token.embedding_dim}"]
@@ -211,7 +224,21 @@ def _sees(stack: Stack) -> str:
                                           for w, n in windows.items())
     for found, n in Counter(m.patterns for m in masks).items():
         words += "".join(f"; {p} in {n} layers" for p in found)
+    for around, n in Counter(around.extra_repr() for around in _wrappers(stack)).items():
+        words += f"; windows of {around} in {n} layers"
     return words
+
+
+def _wrappers(stack: Stack) -> list[nn.Module]:
+    """Of each place in the stack what cuts its tokens into windows, where something does."""
+    return [m for index in stack.order for m in stack.blocks[index].modules()
+            if hasattr(m, "reach")]
+
+
+def reach(model) -> int | None:
+    """How many tokens each one looks at, however long the input; None: all of them."""
+    found = [m.reach for stack in stacks(model).values() for m in _wrappers(stack)]
+    return max(found, default=None)
 
 
 def draw(model) -> list[str]:
@@ -297,20 +324,18 @@ def _part(path: str, owners: dict) -> str:
     return "other"
 
 
-def _passes(model):
-    """Every block as often as it runs."""
-    for stack in stacks(model).values():
-        for index in stack.order:
-            yield stack.blocks[index]
-
-
-def _flops(model) -> tuple[int, int]:
-    """(per token, per token and token looked at): 2 for each weight of each projection."""
-    embeds = sum(_read(stack.embed) for stack in stacks(model).values())
-    linear = embeds + _read(model.head) + sum(map(_read, _passes(model)))
-    attentions = [m for block in _passes(model) for m in block.modules()
-                  if isinstance(m, Attention)]
-    return 2 * linear, 2 * sum(m.q.out_features + m.o.in_features for m in attentions)
+def flops_of(held: Collection[Stack], head: nn.Module) -> tuple[int, int]:
+    """(per token, per token and token looked at): 2 for each weight of each projection. Of a token
+    that enters: where several are merged on the way, later blocks count for their share of it."""
+    passes = [stack.blocks[index] for stack in held for index in stack.order]
+    linear: float = sum(_read(stack.embed) for stack in held)
+    seen, share = 0.0, 1.0
+    for part in (part for block in passes for part in block.children()):
+        share /= getattr(part, "joins", 1)
+        linear += share * _read(part)
+        seen += share * sum(m.q.out_features + m.o.in_features for m in part.modules()
+                            if isinstance(m, Attention))
+    return round(2 * (linear + share * _read(head))), round(2 * seen)
 
 
 def _read(module: nn.Module) -> int:

@@ -236,10 +236,10 @@ def _by_depth(model, ids: Tensor) -> Depths:
         for handle in handles:
             handle.remove()
     return Depths([g.float().norm().item() for g in found],
-                  [_likeness(x[0].detach().float()) for x in streams])
+                  [likeness(x[0].detach().float()) for x in streams])
 
 
-def _likeness(x: Tensor) -> float:
+def likeness(x: Tensor) -> float:
     """The mean cosine of two different rows of x (T, D)."""
     unit, count = F.normalize(x, dim=-1), len(x)
     return ((unit @ unit.T).sum().item() - count) / (count * (count - 1))

@@ -110,6 +110,7 @@ def lens(tape, *, top: int = 5, token: int | None = None, positions: list[int] |
     what a tuned lens (2303.08112) puts between the stream and the last norm. The last depth is the
     model's output, exactly. One depth's logits are held at a time. Raises MiradaError.
     """
+    tape.across("a lens")
     model, stack = tape.model, answering(tape)
     depths = len(sites.stacks(model)[stack].order) + 1
     ids, probs, prob, rank, targets, chosen, labels = [], [], [], [], None, [], []
@@ -436,10 +437,10 @@ def ids_of(tape, stack: str, run: int = -1) -> Tensor | None:
 
 
 def tokens(tape, stack: str, row: int = 0, run: int = -1) -> list[str]:
-    """The readable tokens of one row of a stack's pass; their numbers where there is no text."""
+    """The readable tokens of one row of a stack's pass; where it read no text, see sites.places."""
     ids = ids_of(tape, stack, run)
     if ids is None:
-        return [str(n) for n in range(tape.real(stack, run).shape[1])]
+        return sites.places(sites.stacks(tape.model)[stack], tape.real(stack, run).shape[1])
     return pieces(tape.model, ids[row].tolist())
 
 

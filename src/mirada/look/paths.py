@@ -144,6 +144,7 @@ def flow(tape, method: str = "rollout", target: int = -1, *, stack: str | None =
     if method not in METHODS:
         raise MiradaError(f"no flow is called {method!r}; there are {', '.join(METHODS)}")
     stack, _ = tape.site(tape.layers(stack)[0], stack)
+    tape.across("a flow")
     if stack == "cross":
         raise MiradaError("a flow goes through one stack's own places: ask for encoder or decoder")
     _, _, T, S = tape.shape(tape.layers(stack)[0], stack, run)

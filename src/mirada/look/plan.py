@@ -20,7 +20,7 @@ from mirada.core.attend import Attend
 from mirada.core.embed import Patches
 from mirada.core.mlp import MoE
 from mirada.errors import MiradaError
-from mirada.look.describe import count_words, describe, is_built, stacks
+from mirada.look.describe import count_words, describe, flops_of, is_built, reach, stacks
 
 GiB = 1 << 30
 RECOMPUTE = ("none", "selective", "full")
@@ -149,9 +149,8 @@ def plan(model, *, gpus: int = 1, kind: str = "h100", batch: int = 1, length: in
     told, length = describe(model), _length(model, length)
     if length % context:
         raise MiradaError(f"{length} tokens cannot be shared by {context} machines")
-    forward = told.flops + told.flops_attention * length  # FLOPs of a token
     tokens = batch * length / (tensor * context)
-    flops = tokens * forward * (1 if serve else 3)
+    flops = batch * _forward(model, told, length) / (tensor * context) * (1 if serve else 3)
     if serve:
         parts, assumed = _serving(model, told, batch, length, tensor * context)
         at_least = max(flops / machine.flops, sum(parts.values()) / machine.bandwidth)
@@ -190,6 +189,19 @@ def _planned(model) -> nn.Module:
             return registry.build(str(model), device="meta", dtype=torch.bfloat16)
     fresh = registry.assemble(registry.family(model.family), model.config, model.architecture)
     return fresh.to(torch.bfloat16)
+
+
+def _forward(model, told, length: int) -> float:
+    """FLOPs of a row; two towers read rows of their own lengths."""
+    seen = reach(model) or length
+    if model.kind != "dual-encoder":
+        return length * (told.flops + told.flops_attention * seen)
+    total = 0.0
+    for name, stack in stacks(model).items():
+        own, looked = flops_of([stack], getattr(model.head, name, model.head))
+        L = math.prod(stack.embed.grid) if isinstance(stack.embed, Patches) else length
+        total += L * (own + looked * L)
+    return total
 
 
 def _length(model, length: int | None) -> int:
@@ -272,14 +284,16 @@ def count(model, length: int) -> Kept:
 
 
 def _inputs(model, length: int) -> dict[str, Tensor]:
-    embed = _embed(model)
-    if isinstance(embed, Patches):
-        high, wide = (g * p for g, p in zip(embed.grid, embed.patch, strict=True))
-        return {"pixel_values": torch.empty(1, model.config.channels, high, wide, device="meta",
-                                            dtype=torch.bfloat16)}
     ids = torch.zeros(1, length, dtype=torch.long, device="meta")
-    both = {"input_ids": ids, "decoder_input_ids": ids}
-    return both if model.encoder_decoder else {"input_ids": ids}
+    given = {"decoder_input_ids": ids} if model.encoder_decoder else {}
+    for embed in (stack.embed for stack in stacks(model).values()):
+        if isinstance(embed, Patches):
+            high, wide = (g * p for g, p in zip(embed.grid, embed.patch, strict=True))
+            given["pixel_values"] = torch.empty(1, model.config.channels, high, wide,
+                                                device="meta", dtype=torch.bfloat16)
+        else:
+            given["input_ids"] = ids
+    return given
 
 
 class _Ledger:

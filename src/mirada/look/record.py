@@ -98,7 +98,9 @@ class Tape:
         when None. rows: an index, a range or slice of queries; all when None. stack: needed when
         several were recorded. run: which pass, the last when -1; a cached generation is one run
         and gives one aligned matrix. Computed in float32 or wider. Where an attention has no matrix
-        of its own, entry (i, j) is the factor with which value j enters output i.
+        of its own, entry (i, j) is the factor with which value j enters output i. One that runs in
+        windows of a grid (Swin) gives (B * windows, H, places, places): which place of the grid
+        each is, the `places` of the module around it says.
         """
         return self.read(layer, heads, stack, run).rows(rows)
 
@@ -128,6 +130,9 @@ class Tape:
                stack: str | None = None, run: int = -1) -> Tensor:
         """(L, B, H, R, C): the largest weight in each of at most size x size tiles of a pattern."""
         layers = self.layers(stack) if layers is None else layers
+        if len({self.shape(n, stack, run)[1:] for n in layers}) > 1:
+            raise MiradaError("these layers have patterns of several shapes, which do not stack: "
+                              "name layers= of one shape")
         return torch.stack([reduce.pooled(self, n, size, heads, stack, run) for n in layers])
 
     def topk(self, layer: int, k: int = 32, heads=None, rows=None, stack: str | None = None,
@@ -189,6 +194,7 @@ class Tape:
     def lens(self, stack: str | None = None, run: int = -1) -> Tensor:
         """(L + 1, B, T, D): the stream before each place and after the last, what a logit lens
         reads. Recorded with resid=True."""
+        self.across("a stack of streams")
         _, stack, _ = self._key("resid", -1, stack, "m.record(resid=True)")
         places = sorted(n for name, of, n in self.kept if (name, of) == ("resid", stack))
         return torch.stack([self.resid(n, stack, run) for n in places])
@@ -200,6 +206,19 @@ class Tape:
     def real(self, stack: str | None = None, run: int = -1) -> Tensor:
         """(B, T): True where a token stands and no pad."""
         return self._tensor("real", 0, stack, run, "a pass of the model")
+
+    @property
+    def windowed(self) -> bool:
+        """Whether attention ran in windows of a grid: a row of one layer's pattern is then no place
+        of the next one's."""
+        return self.model is not None and any(hasattr(m, "reach") for m in self.model.modules())
+
+    def across(self, what: str) -> None:
+        """Raises MiradaError where `what`, which joins the layers' patterns, has none to join."""
+        if self.windowed:
+            raise MiradaError(f"{what} needs layers that all look at the same places, and this "
+                              "model looks in windows of grids of several sizes: read the "
+                              "tape.pattern of one layer, (windows, heads, rows, keys)")
 
     def site(self, layer: int, stack: str | None = None) -> tuple[str, int]:
         """(stack, place) of a layer that was recorded. Raises MiradaError."""

@@ -50,10 +50,10 @@ def rowwise(tape, layer: int, names=None, heads=None, stack: str | None = None,
             run: int = -1) -> dict[str, Tensor]:
     """name -> (B, H, T): figures of each row, several at one walk through the pattern.
 
-    names: of ROWWISE; all that the stack has when None, which for cross-attention is not the
-    distance. Raises MiradaError.
+    names: of ROWWISE; all that the stack has when None, which for cross-attention, and in windows
+    of a grid, is not the distance. Raises MiradaError.
     """
-    across = tape.site(layer, stack)[0] == "cross"
+    across = tape.site(layer, stack)[0] == "cross" or tape.windowed
     names = [n for n in ROWWISE if not (across and n in OWN)] if names is None else names
     for name in names:
         if name not in ROWWISE:
@@ -74,6 +74,7 @@ def _one_text(tape, layer: int, stack: str | None) -> str:
     if name == "cross":
         raise MiradaError("cross-attention looks from one text at another: there is no distance "
                           "between their places")
+    tape.across("a distance, or a flow,")
     return name
 
 

@@ -104,6 +104,7 @@ def redundant(tape, *, stack: str | None = None, threshold: float = ALIKE, queri
     at most `threshold`. Raises MiradaError.
     """
     stack, _ = tape.site(tape.layers(stack)[0], stack)
+    tape.across("a comparison of heads")
     layers = tape.layers(stack)
     heads = [(n, h) for n in layers for h in range(tape.heads(n, stack))]
     if len(heads) > HEADS:

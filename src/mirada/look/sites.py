@@ -52,9 +52,11 @@ def eager() -> Iterator[None]:
 
 
 def stacks(model: nn.Module) -> dict[str, Stack]:
-    """encoder and decoder, or the one of them that a model is."""
+    """encoder and decoder, or the one of them that a model is; text and vision of two towers."""
     if model.encoder_decoder:
         return {"encoder": model.body.encoder, "decoder": model.body.decoder}
+    if model.kind == "dual-encoder":
+        return dict(model.body.named_children())
     return {"decoder" if model.kind == "decoder" else "encoder": model.body}
 
 
@@ -98,7 +100,8 @@ def _held(caches: dict) -> int:
 
 def _real(ctx: Ctx, x: Tensor) -> Tensor:
     if ctx.mask.padding is None:
-        return torch.ones(x.shape[:2], dtype=torch.bool, device=x.device)
+        tokens = x.shape[1:-1].numel()  # of a grid: line by line
+        return torch.ones(len(x), tokens, dtype=torch.bool, device=x.device)
     return ctx.mask.padding[:, -x.shape[1] :]
 
 
@@ -128,3 +131,14 @@ def network(block: nn.Module) -> MLP | None:
         if name == "mlp" and isinstance(part.f, MLP):
             return part.f
     return None
+
+
+def places(stack: Stack, count: int) -> list[str]:
+    """What the places of a pass without text are called: of a picture the class token and each
+    patch by row and column, else their numbers."""
+    rows, columns = getattr(stack.embed, "grid", (0, 0))
+    before = count - rows * columns
+    if not rows or not 0 <= before <= 2:
+        return [str(n) for n in range(count)]
+    return [*("[CLS]", "[DIST]")[:before],
+            *(f"{r},{c}" for r in range(rows) for c in range(columns))]

@@ -21,6 +21,7 @@ from mirada.core.heads import First
 from mirada.core.linear import KEPT
 from mirada.core.mask import Mask
 from mirada.errors import MiradaError, WorkFailed
+from mirada.look import sites
 from mirada.look.quality import quality
 from mirada.weights.config import passed_on
 
@@ -230,14 +231,19 @@ def _comparable(value):
 def _batch(model) -> dict:
     """A short real input: text where there is a tokenizer, else seeded ids or pixels."""
     generator = torch.Generator().manual_seed(7)
-    if model.kind == "vision":
-        embed = model.body.embed
+    batch, embeds = {}, [stack.embed for stack in sites.stacks(model).values()]
+    for embed in (e for e in embeds if hasattr(e, "image")):
         shape = (2, embed.project.in_channels, *embed.image)
-        return {"pixel_values": torch.randn(shape, generator=generator).to(
-            model.device, model.dtype)}
-    ids = _ids(model, generator).to(model.device)
+        batch["pixel_values"] = torch.randn(shape, generator=generator).to(
+            model.device, model.dtype)
+        if "noise" in model.reads:  # one that hides patches must hide the same each time
+            batch["noise"] = torch.rand(2, math.prod(embed.grid), generator=generator).to(
+                model.device, model.dtype)
+    if all(hasattr(e, "image") for e in embeds):
+        return batch
+    ids = batch["input_ids"] = _ids(model, generator).to(model.device)
     if not model.encoder_decoder:
-        return {"input_ids": ids}
+        return batch
     length = 8 if model.generates else ids.shape[1]
     start = ids[:, -1:]  # where no token starts every answer, the source's last does (its language)
     if model.config.start is not None:
@@ -261,7 +267,8 @@ def _ids(model, generator) -> Tensor:
 
 def _main(out) -> Tensor:
     """The output that checks compare."""
-    return next(v for k, v in out.items() if k not in ("loss", "encoder_last_hidden_state"))
+    aside = ("loss", "encoder_last_hidden_state", "logits_per_image")  # texts stand in rows
+    return next(v for k, v in out.items() if k not in aside)
 
 
 def _close(name: str, model, a: Tensor, b: Tensor, bar: float | None = None) -> Check:

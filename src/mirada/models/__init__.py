@@ -3,12 +3,17 @@
 FAMILIES = {  # model_type in a config file -> module here
     "albert": "albert",
     "bart": "bart",
+    "beit": "beit",
     "bert": "bert",
     "big_bird": "bigbird",
     "bloom": "bloom",
     "camembert": "roberta",
+    "clip": "clip",
+    "clip_text_model": "clip_text",
+    "clip_vision_model": "clip_vision",
     "deberta": "deberta_v1",  # a family's own name goes before a model_type's
     "deberta-v2": "deberta",
+    "deit": "deit",
     "distilbert": "distilbert",
     "electra": "electra",
     "esm": "esm",
@@ -39,8 +44,10 @@ FAMILIES = {  # model_type in a config file -> module here
     "qwen3": "qwen3",
     "roberta": "roberta",
     "starcoder2": "starcoder2",
+    "swin": "swin",
     "t5": "t5",
     "vit": "vit",
+    "vit_mae": "vit_mae",
     "xlm-roberta": "roberta",
 }
 GGUF = {  # general.architecture in a GGUF file -> module here; behind a colon: one of its kinds

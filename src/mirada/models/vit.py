@@ -24,7 +24,9 @@ NAMES = {*ACTIVATIONS, *LEARNED}
 
 
 @dataclass(frozen=True)
-class Config:
+class TrunkConfig:
+    """What a ViT has in common with its kin."""
+
     image: int | tuple[int, int] = key("image_size", 224, low=1)  # pixels; pairs: height, width
     patch: int | tuple[int, int] = key("patch_size", 16, low=1)
     channels: int = size("num_channels", 3)
@@ -34,6 +36,10 @@ class Config:
     hidden: int = size("intermediate_size", 3072)
     act: str = key("hidden_act", "gelu", choices=NAMES)
     eps: float = key("layer_norm_eps", 1e-12, low=0)
+
+
+@dataclass(frozen=True)
+class Config(TrunkConfig):
     qkv_bias: bool = key("qkv_bias", True)
     stride: int = key("encoder_stride", 16, low=1)  # pixels a patch becomes when reconstructed
     pooled: int | None = key("pooler_output_size", None, low=1)  # d when None
@@ -46,21 +52,25 @@ class Config:
         return replace(self, pooler=any(name.endswith("pooler.dense.weight") for name in names))
 
 
-def build(c: Config, *, masks=False) -> Stack:
-    """masks: the embedding has a vector for hidden patches."""
+def build(c: Config, *, masks=False, first=1) -> Stack:
+    """masks: the embedding has a vector for hidden patches. first: learned tokens before them."""
+    embed = Patches(*sides(c), c.channels, c.d, hidden=masks, first=first)
+    return Stack(embed, blocks(c, "qkvo" if c.qkv_bias else "o"), LayerNorm(c.d, c.eps))
+
+
+def blocks(c: TrunkConfig, biases: str) -> list[Block]:
+    return [Block(attn=Residual(Attention(c.d, c.heads, bias=biases), pre=LayerNorm(c.d, c.eps)),
+                  mlp=Residual(MLP(c.d, c.hidden, c.act), pre=LayerNorm(c.d, c.eps)))
+            for _ in range(c.layers)]
+
+
+def sides(c: TrunkConfig) -> tuple[tuple[int, int], tuple[int, int]]:
+    """A picture's height and width, and a patch's. Raises MiradaError where no patch fits."""
     image, patch = _pair(c.image), _pair(c.patch)
     if image[0] < patch[0] or image[1] < patch[1]:
         raise MiradaError(f"a picture of {image} pixels holds no patch of {patch}: image_size must "
                           "be at least patch_size")
-
-    def norm() -> LayerNorm:
-        return LayerNorm(c.d, c.eps)
-
-    biases = "qkvo" if c.qkv_bias else "o"
-    blocks = [Block(attn=Residual(Attention(c.d, c.heads, bias=biases), pre=norm()),
-                    mlp=Residual(MLP(c.d, c.hidden, c.act), pre=norm()))
-              for _ in range(c.layers)]
-    return Stack(Patches(image, patch, c.channels, c.d, hidden=masks), blocks, norm())
+    return image, patch
 
 
 def _pair(pixels: int | tuple[int, int]) -> tuple[int, int]:
@@ -79,7 +89,8 @@ class Reconstruction(nn.Module):
     def forward(self, x: Tensor, inputs: Inputs, ctx: Ctx) -> dict[str, Tensor]:
         rows, columns = (n // p for n, p in zip(inputs.pixel_values.shape[2:], self.patch,
                                                 strict=True))
-        grid = x[:, 1:].transpose(1, 2).unflatten(2, (rows, columns))  # (B, D, rows, columns)
+        grid = x[:, -rows * columns :].transpose(1, 2)  # (B, D, N)
+        grid = grid.unflatten(2, (rows, columns))  # (B, D, rows, columns)
         picture = F.pixel_shuffle(self.pixels(grid), self.stride)  # (B, C, Y, X)
         if inputs.bool_masked_pos is None:
             return {"reconstruction": picture}
@@ -102,23 +113,33 @@ HEADS = {
 BODIES = {"ViTForMaskedImageModeling": lambda c: build(c, masks=True)}
 
 
+def trunk(prefix: str, layer: str = "encoder.layer.{i}.") -> list[tuple]:
+    """The rows of the embedding and the blocks, as this kin's files spell them."""
+    return [
+        (prefix + "embeddings.cls_token", "embed.cls"),
+        (prefix + "embeddings.mask_token", "embed.hidden"),
+        (prefix + "embeddings.position_embeddings", "embed.position"),
+        (prefix + "embeddings.patch_embeddings.projection.{p}", "embed.project.{p}"),
+        *rows(prefix + layer, "blocks.{i}."),
+        (prefix + "layernorm.{p}", "norm.{p}"),
+    ]
+
+
+def rows(layer: str, ours: str) -> list[tuple]:
+    """The rows of a block; its projections one by one, for a kin's keys have no bias."""
+    return [
+        (layer + "layernorm_(before|after).{p}", ours + "(attn|mlp).pre.{p}"),
+        *((f"{layer}attention.attention.{name}.{{p}}", f"{ours}attn.f.{name[0]}.{{p}}")
+          for name in ("query", "key", "value")),
+        (layer + "(attention.output|intermediate|output).dense.{p}",
+         ours + "(attn.f.o|mlp.f.up|mlp.f.down).{p}"),
+        (layer + "mlp.activation_fn.{p}", ours + "mlp.f.act.{p}"),
+    ]
+
+
 def weights(c: Config) -> Weights:
-    layer = "vit.encoder.layer.{i}."
     return Weights([
-        ("vit.embeddings.cls_token", "embed.cls"),
-        ("vit.embeddings.mask_token", "embed.hidden"),
-        ("vit.embeddings.position_embeddings", "embed.position"),
-        ("vit.embeddings.patch_embeddings.projection.{p}", "embed.project.{p}"),
-        (layer + "layernorm_before.{p}", "blocks.{i}.attn.pre.{p}"),
-        (layer + "attention.attention.query.{p}", "blocks.{i}.attn.f.q.{p}"),
-        (layer + "attention.attention.key.{p}", "blocks.{i}.attn.f.k.{p}"),
-        (layer + "attention.attention.value.{p}", "blocks.{i}.attn.f.v.{p}"),
-        (layer + "attention.output.dense.{p}", "blocks.{i}.attn.f.o.{p}"),
-        (layer + "layernorm_after.{p}", "blocks.{i}.mlp.pre.{p}"),
-        (layer + "intermediate.dense.{p}", "blocks.{i}.mlp.f.up.{p}"),
-        (layer + "mlp.activation_fn.{p}", "blocks.{i}.mlp.f.act.{p}"),
-        (layer + "output.dense.{p}", "blocks.{i}.mlp.f.down.{p}"),
-        ("vit.layernorm.{p}", "norm.{p}"),
+        *trunk("vit."),
         ("vit.pooler.dense.{p}", "head.pool.dense.{p}"),
         ("vit.pooler.activation.{p}", "head.pool.act.{p}"),
         ("classifier.{p}", "head.score.{p}"),

@@ -15,12 +15,12 @@ from .pipeline import pipeline
 
 
 def run(name: str, model: Model, words: list[str], options: list[str], as_json: bool) -> None:
-    """Print the result of a task; "-" among the words is read from stdin.
+    """Print the result of a task; "-" among the words is read from stdin where they are texts.
 
     options: NAME=VALUE each, a VALUE that is JSON is taken as that. Raises MiradaError.
     """
     task = pipeline(name, model)
-    texts = [sys.stdin.read() if word == "-" else word for word in words]
+    texts = [sys.stdin.read() if word == "-" and task.TEXTS else word for word in words]
     found = task.words(texts, dict(map(option, options)))
     if as_json:
         print(json.dumps(found, ensure_ascii=False, indent=2))

@@ -30,7 +30,9 @@ from .task import Task
 SHOWN = 20  # errors that are also printed
 
 FIELDS = {"question-answering": ("question", "context"),
-          "sentence-similarity": ("source_sentence", "sentences")}
+          "sentence-similarity": ("source_sentence", "sentences"),
+          "image-classification": ("image",), "image-feature-extraction": ("image",),
+          "zero-shot-image-classification": ("image",)}
 MORE = {"text-classification": ("text_pair",)}
 
 

@@ -9,6 +9,7 @@ import torch
 
 from mirada import registry
 from mirada.errors import MiradaError
+from mirada.image import Processor
 from mirada.model import Model
 from mirada.text.tokenizer import Tokenizer
 
@@ -61,12 +62,13 @@ def foreign(found) -> bool:
     return hasattr(found, "save_pretrained")
 
 
-def model(theirs, tokenizer, dtype) -> Model:
+def model(theirs, reader, dtype) -> Model:
     """The older library's model, written to a temporary folder and read from there. Its tokenizer
-    has to be given, as there. Raises MiradaError."""
-    if tokenizer is None:
+    or image processor, `reader`, has to be given, as there. Raises MiradaError."""
+    if reader is None:
         raise MiradaError(f"this is a {type(theirs).__name__} without its tokenizer: give "
-                          "tokenizer=, or the model's folder in place of both")
+                          "tokenizer= (image_processor= where it sees pictures), or the model's "
+                          "folder in place of both")
     with tempfile.TemporaryDirectory() as folder:
         theirs.save_pretrained(folder)
         made = registry.load(folder, dtype=dtype)
@@ -81,3 +83,17 @@ def read_tokenizer(theirs) -> Tokenizer:
     with tempfile.TemporaryDirectory() as folder:
         theirs.save_pretrained(folder)
         return Tokenizer.from_folder(folder)
+
+
+def read_processor(theirs) -> Processor:
+    """A Processor, from the older library's, or from a folder's name. Raises MiradaError."""
+    if isinstance(theirs, Processor):
+        return theirs
+    with tempfile.TemporaryDirectory() as folder:
+        if foreign(theirs):
+            theirs.save_pretrained(folder)
+        found = Processor.beside(folder if foreign(theirs) else theirs)
+    if found is None:
+        raise MiradaError(f"{theirs}: there is no preprocessor_config.json, so nothing says how "
+                          "its pictures are made ready")
+    return found

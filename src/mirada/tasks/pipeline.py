@@ -21,14 +21,18 @@ from .classify import TextClassification, ZeroShotClassification
 from .code import Code
 from .features import FeatureExtraction, SentenceSimilarity
 from .fill import FillMask
+from .pictures import ImageClassification, ImageFeatureExtraction
 from .tag import TokenClassification
 from .task import Task
 from .write import Summarization, Text2Text, TextGeneration, Translation
+from .zero_shot_pictures import ZeroShotImageClassification
 
 TASKS: dict[str, type[Task]] = {
     "code": Code,
     "feature-extraction": FeatureExtraction,
     "fill-mask": FillMask,
+    "image-classification": ImageClassification,
+    "image-feature-extraction": ImageFeatureExtraction,
     "question-answering": QuestionAnswering,
     "sentence-similarity": SentenceSimilarity,
     "summarization": Summarization,
@@ -38,19 +42,22 @@ TASKS: dict[str, type[Task]] = {
     "token-classification": TokenClassification,
     "translation": Translation,
     "zero-shot-classification": ZeroShotClassification,
+    "zero-shot-image-classification": ZeroShotImageClassification,
 }
 ALIASES = {"ner": "token-classification", "sentiment-analysis": "text-classification"}
 
 
-def pipeline(task: str, model: Model | str | Path | None = None, *, tokenizer=None, device=None,
-             dtype=None, batch_size: int | None = None, **options) -> Task:
-    """A task with a model, to be called with a text or a list of texts.
+def pipeline(task: str, model: Model | str | Path | None = None, *, tokenizer=None,
+             image_processor=None, device=None, dtype=None, batch_size: int | None = None,
+             **options) -> Task:
+    """A task with a model, to be called with a text or picture, or a list of them.
 
     model: a Model, or what mirada.load takes. tokenizer: a Tokenizer or a folder with one, where
-    the model's own is not meant. device: as in torch, or as older programs say it: -1 the CPU, n
-    the n-th GPU. dtype: of a model that is loaded here, a torch.dtype or its name. batch_size: 32
-    unless told. options: the task's, for every call; and what older programs say besides, see
-    older.loading. Their library's own models and tokenizers are taken too. Raises MiradaError.
+    the model's own is not meant; image_processor: the same of pictures. device: as in torch, or as
+    older programs say it: -1 the CPU, n the n-th GPU. dtype: of a model that is loaded here, a
+    torch.dtype or its name. batch_size: 32 unless told. options: the task's, for every call; and
+    what older programs say besides, see older.loading. Their library's own models, tokenizers and
+    image processors are taken too. Raises MiradaError.
 
     The tasks, and what one input gives; a list of inputs gives a list of these:
 
@@ -68,6 +75,9 @@ def pipeline(task: str, model: Model | str | Path | None = None, *, tokenizer=No
     translation               [{translation_text}], or [{translation_token_ids}]
     summarization             [{summary_text}], or [{summary_token_ids}]
     code                      [{generated_text}]
+    image-classification      [{label, score}] of a picture
+    zero-shot-image-classification  [{score, label}] of a picture
+    image-feature-extraction  [[[number]]], (1, T, D), of its patches
 
     ner and sentiment-analysis are token- and text-classification; translation_xx_to_yy names the
     languages. The keys stay as they are; the task's class (pipeline.TASKS) says more.
@@ -85,7 +95,7 @@ def pipeline(task: str, model: Model | str | Path | None = None, *, tokenizer=No
         raise MiradaError(f"{task} needs a model: a folder, a .gguf file or a short name, as "
                           f'pipeline("{task}", model="my-model"); nothing is fetched unasked')
     if older.foreign(model):
-        model = older.model(model, tokenizer, dtype)
+        model = older.model(model, tokenizer or image_processor, dtype)
     elif not isinstance(model, Model):
         model = registry.load(model, dtype=dtype)
     if device is not None:
@@ -93,6 +103,8 @@ def pipeline(task: str, model: Model | str | Path | None = None, *, tokenizer=No
     if tokenizer is not None:
         own = tokenizer if isinstance(tokenizer, Tokenizer) else older.read_tokenizer(tokenizer)
         model.tokenizer = own
+    if image_processor is not None:
+        model.processor = older.read_processor(image_processor)
     return kind(name, model, 32 if batch_size is None else batch_size, **options)
 
 

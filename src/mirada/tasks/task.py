@@ -36,6 +36,7 @@ class Task:
     DOES: ClassVar[str] = ""  # what such a head does
     OPTIONS: ClassVar[tuple[str, ...]] = ()
     LONG: ClassVar[tuple[str, ...]] = ("truncate", "refuse")
+    TEXTS: ClassVar[bool] = True  # it reads them, and takes what every such task takes
 
     def __init__(self, name: str, model: Model, batch_size: int = 32, **options):
         self.name, self.model, self.batch_size = name, model, _count(batch_size)
@@ -44,7 +45,7 @@ class Task:
                               f"{model.architecture}; {model.family} has the heads "
                               f"{', '.join(registry.family(model.family).HEADS)}: load a model "
                               "trained with a fitting one, or train it")
-        self.tokenizer = needed(model)
+        self.tokenizer = needed(model) if self.TEXTS else None
         self.options = self.read(options)
 
     def fits(self) -> bool:
@@ -58,7 +59,8 @@ class Task:
                 del given[bag]
         if given.get("truncation") == "do_not_truncate":
             given = given | {"truncation": False}
-        known = [*dict.fromkeys((*self.OPTIONS, "truncation", "max_length", "padding", "long"))]
+        shared = ("truncation", "max_length", "padding", "long") if self.TEXTS else ()
+        known = [*dict.fromkeys((*self.OPTIONS, *shared))]
         for name in given:
             if name not in known:
                 near = difflib.get_close_matches(name, known, 1)

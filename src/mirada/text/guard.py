@@ -47,6 +47,9 @@ DEEPSEEK = (
     "[\r\n]", rf"\s?[{_CASED_LETTERS}]+", r"\s?[!-/:-~！-／：-～‘-‟　-。]+", r"(?<!\s)\s+$", CJK
 )
 SMILES = r"\[[^\[\]]+]|Br?|Cl?|[NOSPFIbcnosp().=#+\-\\/:~@?*$]|>>?|%\d\d|\d"
+CLIP = (
+    r"<\|startoftext\|>|<\|endoftext\|>|'s|'t|'re|'ve|'m|'ll|'d|[\p{L}]+|[\p{N}]|[^\s\p{L}\p{N}]+"
+)
 LETTER, RESIDUE = ".", r"[A-IK-Z.\-]"
 BLOOM = r" ?[^(\s|[.,!?…。，、।۔،])]+"
 PUNCTUATION = r"[\p{P}\$\+<=>\^~\|]+"
@@ -55,10 +58,12 @@ THREE_DIGITS = "[0-9][0-9][0-9]"
 SPM_WORDS = "▁*[^▁]+|▁+"
 SPM_BYTE = "<(?=0x[0-9A-F]{2}>)"
 SPM_EDGES = r"\A | \z"
+EDGES = r"\A[\s\x1C-\x1F]+|[\s\x1C-\x1F]+\z"  # what Python's strip takes
 KNOWN_REGEXES = {
     GPT2, LLAMA3, QWEN2, QWEN35, CL100K, GPT4O, TEKKEN, BLOOM, PUNCTUATION, FALCON_PUNCTUATION,
-    THREE_DIGITS, *DEEPSEEK, SMILES, LETTER, RESIDUE,
-    SPM_WORDS, SPM_BYTE, SPM_EDGES, " {2,}", r"\p{N}", r"\p{N}+", r"\p{N}{1,3}", r"\d", r"\s+",
+    THREE_DIGITS, *DEEPSEEK, SMILES, CLIP, LETTER, RESIDUE,
+    SPM_WORDS, SPM_BYTE, SPM_EDGES, EDGES,
+    " {2,}", r"\p{N}", r"\p{N}+", r"\p{N}{1,3}", r"\d", r"\s+",
     r"\d{1,3}", r"\s{2,}|[\n\r\t]", "[\r\n]", r"[\r\n]", r"\s?\p{L}+", r"\s?\p{P}+",
 }
 

@@ -20,7 +20,9 @@ from mirada.text.spec import (
     content,
     identify,
     letters,
+    spaced,
     template,
+    word_ends,
     wordpiece,
 )
 from mirada.weights import ggufhead, jsonfile
@@ -35,12 +37,13 @@ SPM_FILES = ("tokenizer.model", "spiece.model", "spm.model", "sentencepiece.bpe.
 BYTE_LEVEL = {
     "gpt2": "gpt2", "gpt_neo": "gpt2", "gptj": "gpt2", "codegen": "gpt2", "opt": "gpt2",
     "roberta": "roberta", "bart": "roberta", "longformer": "roberta", "led": "roberta",
-    "deberta": "deberta", "qwen2": "qwen2",
+    "deberta": "deberta", "qwen2": "qwen2", "clip": "clip", "clip_text_model": "clip",
 }
 END = "<|endoftext|>"
 NAMED_TOKENS = {
     "gpt2": {"bos": END, "eos": END, "unk": END}, "qwen2": {"eos": END, "pad": END},
     "roberta": pieces.FAIRSEQ,
+    "clip": {"bos": "<|startoftext|>", "eos": END, "unk": END, "pad": END},
     "deberta": {**pieces.BERT, "bos": "[CLS]", "eos": "[SEP]", "unk": "[UNK]", "pad": "[PAD]"},
 }
 
@@ -57,6 +60,7 @@ def folder(path: str | os.PathLike) -> tuple[dict, Settings]:
         spec = _json(path / "tokenizer.json", LIMIT)
         add(spec, settings)
         _edges(spec, settings, config)
+        spaced(spec)
         return spec, settings
     spec = _described(path, config, settings)
     add(spec, settings)
@@ -255,14 +259,19 @@ def _byte_level(path: Path, config: dict, settings: Settings, family: str) -> di
     merges = lines[1:] if lines and lines[0].startswith("#version") else lines
     prefix = bool(config.get("add_prefix_space", False))
     pre = "qwen2" if family == "qwen2" else "gpt-2"
-    spec = byte_level(vocab, merges, pre, prefix)
     named = {role: t for role, t in NAMED_TOKENS[family].items() if t in vocab}
     settings.tokens = tokens = named | settings.tokens
+    spec = (word_ends(vocab, merges, tokens.get("unk", END)) if family == "clip" else
+            byte_level(vocab, merges, pre, prefix))
     add(spec, settings)
-    if family == "roberta":
-        pairs = {r: [tokens.get(r), identify(spec, tokens.get(r), path)] for r in ("sep", "cls")}
+    spaced(spec)
+    if family in ("roberta", "clip"):
+        ends = {"sep": "eos", "cls": "bos"} if family == "clip" else {"sep": "sep", "cls": "cls"}
+        pairs = {role: [tokens.get(of), identify(spec, tokens.get(of), path)]
+                 for role, of in ends.items()}
         spec["post_processor"] = {
-            "type": "RobertaProcessing", **pairs, "trim_offsets": True, "add_prefix_space": prefix
+            "type": "RobertaProcessing", **pairs, "trim_offsets": family == "roberta",
+            "add_prefix_space": prefix,
         }
     elif family == "deberta":
         spec["post_processor"] = template(spec, *BERT_TEMPLATE, **tokens)

@@ -9,6 +9,7 @@ from mirada.text import guard
 from mirada.weights.paths import open_regular
 
 LIMIT = 64 << 20  # bytes of a vocabulary's file
+WORD_END = "</w>"
 BERT_TOKENS = {
     "unk": "[UNK]", "sep": "[SEP]", "pad": "[PAD]", "cls": "[CLS]", "mask": "[MASK]"
 }
@@ -207,6 +208,32 @@ def byte_level(vocab: dict[str, int], merges: list, pre: str, prefix_space: bool
         post_processor={"type": "ByteLevel", **regex, "trim_offsets": False},
         decoder={"type": "ByteLevel", **regex},
     )
+
+
+def word_ends(vocab: dict[str, int], merges: list, unk: str) -> dict:
+    """CLIP's byte-level BPE: lower case, any white space one space, words marked at their end."""
+    byte_level = {"type": "ByteLevel", "add_prefix_space": False, "trim_offsets": True}
+    cut = {"type": "Split", "pattern": {"Regex": guard.CLIP}, "behavior": "Removed", "invert": True}
+    model = {
+        "type": "BPE", "vocab": vocab, "merges": merges, "unk_token": unk, "fuse_unk": False,
+        "byte_fallback": False, "ignore_merges": False, "continuing_subword_prefix": "",
+        "end_of_word_suffix": WORD_END,
+    }
+    return assemble(
+        model, [],
+        normalizer=sequence("normalizers", [
+            {"type": "NFC"}, replace(r"\s+", " ", "Regex"), {"type": "Lowercase"}]),
+        pre_tokenizer=sequence("pretokenizers", [cut, {**byte_level, "use_regex": True}]),
+        decoder={**byte_level, "use_regex": True},
+    )
+
+
+def spaced(spec: dict) -> None:
+    """Word ends become spaces again, where a file's decoder leaves them to its reader."""
+    decoder, model = spec.get("decoder") or {}, spec.get("model") or {}
+    if decoder.get("type") == "ByteLevel" and model.get("end_of_word_suffix") == WORD_END:
+        spec["decoder"] = sequence("decoders", [
+            decoder, replace(WORD_END, " "), replace(guard.EDGES, "", "Regex")])
 
 
 GPT2 = (guard.GPT2,)

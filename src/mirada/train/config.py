@@ -23,7 +23,7 @@ from mirada.text.records import values
 from mirada.text.train import train as train_tokenizer
 from mirada.weights.paths import open_regular
 
-from . import corpus, objectives
+from . import corpus, objectives, pictures
 from .disk import folder_made, keep
 from .loop import Plan, kept
 from .optim import PRESETS, Recipe
@@ -36,7 +36,8 @@ KINDS = {"int": (int, "a whole number"), "float": ((int, float), "a number"), "s
 class Run:
     """model: a family and size ("gpt2:tiny"), begun from nothing, or what mirada.load takes, gone
     on from. data: .txt (each file one document), .csv, .tsv and .jsonl files (each record one, in
-    `column`; of objectives that read pairs the second is in `target`). objective: a name of
+    `column`; of objectives that read pairs the second is in `target`); of objectives that read
+    pictures what pictures.read takes. objective: a name of
     objectives.OBJECTIVES, or None: what the model's head is for. options: what differs in it.
     length: tokens in a sample. tokens: at most, of the tokenizer that a model from nothing is
     given. changes: fields of its config. adapter: what edit.lora takes (rank, alpha, targets ...),
@@ -151,6 +152,8 @@ def open_run(folder: Path):
         if changed:
             raise MiradaError(f"{changed[0]} is not the file that {folder} was begun with: bring "
                               "that back, or begin anew with another --out")
+    if _reads(run) == "pictures":
+        return _shown(run)
     if run.new:
         if not (folder / "tokenizer").exists():
             _tokenizer(run, folder / "tokenizer")
@@ -178,6 +181,32 @@ def open_run(folder: Path):
     return run, model, objectives.made(name, data, run.length, model, run.options)
 
 
+def _shown(run: Run):
+    """(run, model, objective) of a run on pictures: it needs no tokenizer, and its data stay where
+    they are."""
+    if run.new:
+        data = pictures.read(run.data)
+        names = {str(n): name for n, name in enumerate(data.names)}
+        model = registry.build(run.model, architecture=_head(run), seed=run.whole_plan().seed,
+                               **_counted(run, len(names)) | run.changes)
+        if hasattr(model.config, "labels"):
+            raw = {"id2label": names, "label2id": {v: int(k) for k, v in names.items()}}
+            model.origin.raw |= raw
+        model.processor = model.processor  # of its own, and no longer understood: it is saved too
+    else:
+        model = registry.load(run.model)
+        data = pictures.read(run.data, pictures.label_names(model))
+    model = _adapted(run, model) if run.adapter else model.to(kept(run.whole_plan().dtype, model))
+    name = objectives.chosen(run.objective or "pictures", model, run.model)
+    return run, model, objectives.made(name, data, run.length, model, run.options)
+
+
+def _counted(run: Run, labels: int) -> dict[str, int]:
+    """How many labels a model from nothing tells apart, if it tells any."""
+    config = registry.family(run.model.partition(":")[0]).Config
+    return {"labels": labels} if hasattr(config, "labels") else {}
+
+
 def _adapted(run: Run, model):
     """The same adapter on the same base, whenever it is made."""
     given = dict(run.adapter)
@@ -191,7 +220,10 @@ def _adapted(run: Run, model):
 
 
 def _reads(run: Run) -> str:
-    return "texts" if run.objective is None else objectives.OBJECTIVES[run.objective].reads
+    if run.objective is not None:
+        return objectives.OBJECTIVES[run.objective].reads
+    first = Path(run.data[0])
+    return "pictures" if first.is_dir() or first.suffix.lower() == ".npz" else "texts"
 
 
 def texts(run: Run) -> Iterator[str]:
@@ -245,7 +277,8 @@ def _text(name: str, column: str, record) -> str:
 
 def _head(run: Run) -> str | None:
     """The architecture of a model from nothing."""
-    return objectives.head(run.objective, run.model.partition(":")[0])
+    asked = run.objective or ("pictures" if _reads(run) == "pictures" else None)
+    return objectives.head(asked, run.model.partition(":")[0])
 
 
 def _tokenizer(run: Run, out: Path) -> None:
@@ -316,7 +349,12 @@ def _table(found, where, name: str) -> dict:
 
 
 def _sha256(name: str) -> str:
+    """Of a file's bytes; of a folder of folders, of its files' names and theirs."""
     found = hashlib.sha256()
+    if Path(name).is_dir():
+        for held in sorted(one for one in Path(name).glob("*/*") if one.is_file()):
+            found.update(f"{held.relative_to(name)} {_sha256(str(held))}\n".encode())
+        return found.hexdigest()
     with open_regular(name) as file:
         while block := file.read(1 << 20):
             found.update(block)

@@ -1,5 +1,5 @@
-"""Distillation: a small model learns what a large one would say (Hinton et al., 1503.02531;
-DistilBERT, 1910.01108, sec. 2)."""
+"""Distillation: a small model learns what a large one would say (Hinton et al., 1503.02531): of
+hidden tokens (DistilBERT, 1910.01108, sec. 2) and of pictures (DeiT, 2012.12877, sec. 4)."""
 
 from __future__ import annotations
 
@@ -12,6 +12,7 @@ from mirada.errors import MiradaError
 from .corpus import Corpus
 from .language import HiddenToken, row_means, token_losses
 from .loss import IGNORED, wide
+from .pictures import Labelled, Pictures
 
 
 def seen(model, given: dict[str, Tensor]) -> tuple[dict, Tensor]:
@@ -26,8 +27,8 @@ def seen(model, given: dict[str, Tensor]) -> tuple[dict, Tensor]:
 
 
 def softened(student: Tensor, teacher: Tensor, temperature: float) -> Tensor:
-    """(B, T) KL(teacher || student) of logits (B, T, V) over a temperature, times its square, so
-    that the gradient's size does not depend on it (1503.02531, sec. 2)."""
+    """(B, ...) KL(teacher || student) of logits (B, ..., V) over a temperature, times its square,
+    so that the gradient's size does not depend on it (1503.02531, sec. 2)."""
     ours, theirs = (F.log_softmax(wide(x) / temperature, -1) for x in (student, teacher))
     return F.kl_div(ours, theirs, reduction="none", log_target=True).sum(-1) * temperature**2
 
@@ -70,6 +71,48 @@ class Distill(HiddenToken):
         loss = sum(w * term for w, term in zip(self.weights, terms, strict=False))
         names = ("kl", "hidden", "cosine")
         return loss, {n: float(t.detach()) / len(real) for n, t in zip(names, terms, strict=False)}
+
+
+class Taught(Pictures):
+    """Labels of pictures, with a teacher that sees the same ones: (1 - share) of the loss is the
+    label's, `share` the teacher's.
+
+    A model with a distillation token answers its teacher there (distillation_logits) and the label
+    at its class token (cls_logits); any other does both by its logits. hard: the teacher's choice
+    counts as a label (eq. 3), else all that it thinks, over a temperature (eq. 2). share: None for
+    the paper's, 0.5 of hard and 0.1 of soft. teacher: what gives logits of the same labels, such
+    as a CNN; its weights stay.
+    """
+
+    def __init__(self, data: Labelled, teacher, processor=None, *, hard: bool = True,
+                 share: float | None = None, temperature: float = 3.0, **options):
+        super().__init__(data, processor, **options)
+        self.share = (0.5 if hard else 0.1) if share is None else share
+        if not 0 <= self.share <= 1 or not temperature > 0:
+            raise MiradaError(f"share is {self.share}, from 0 to 1, and temperature {temperature}, "
+                              "above 0: correct them")
+        self.teacher, self.hard = teacher.eval().requires_grad_(False), hard
+        self.temperature = temperature
+
+    def loss(self, model, batch: dict[str, Tensor]) -> tuple[Tensor, dict[str, float]]:
+        pixels, labels = (batch[n].to(model.device) for n in ("pixel_values", "labels"))
+        out = model(pixel_values=pixels)
+        own, taught = (wide(out.get(n, out["logits"])) for n in ("cls_logits",
+                                                                 "distillation_logits"))
+        with torch.no_grad():
+            theirs = wide(self.teacher.to(model.device)(pixel_values=pixels)["logits"])
+        if theirs.shape != taught.shape:
+            raise MiradaError(f"the teacher tells {theirs.shape[-1]} labels apart and the student "
+                              f"{taught.shape[-1]}: both must know the same ones")
+        if self.hard:
+            copied = F.cross_entropy(taught, theirs.argmax(-1), reduction="sum")
+        else:
+            copied = softened(taught, theirs, self.temperature).sum()
+        told = F.cross_entropy(own, labels, reduction="sum", label_smoothing=self.smoothing)
+        right = [float((x.argmax(-1) == labels).float().mean()) for x in (out["logits"], theirs)]
+        return (1 - self.share) * told + self.share * copied, {
+            "accuracy": right[0], "teacher": right[1], "label": float(told.detach()) / len(labels),
+            "copied": float(copied.detach()) / len(labels)}
 
 
 @torch.no_grad()

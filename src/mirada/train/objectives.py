@@ -4,17 +4,21 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass
+from functools import partial
 
 from mirada import registry
 from mirada.errors import MiradaError
 
+from . import convnets
 from .denoise import Denoise
-from .distill import Distill, begin
+from .distill import Distill, Taught, begin
 from .gaps import MASK, GapSentences
 from .instructions import Instructions, Task
 from .language import HiddenToken, NextToken
+from .masked_images import HiddenPatches
 from .middle import MARKS, FillMiddle
 from .pairs import SentencePairs, Together
+from .pictures import Labelled, Pictures, changes, label_names
 from .preference import DPO, frozen_copy, told
 from .replaced import Joint, ReplacedToken, joint
 from .seq2seq import Translate
@@ -24,6 +28,7 @@ from .spans import MODES, SENTINELS, Mixture, Spans
 
 PAIRED = ("ForPreTraining", "ForNextSentencePrediction")
 FOUND = "ElectraForPreTraining"
+PAINTED = "ViTMAEForPreTraining"
 
 
 def writes(model) -> bool:
@@ -35,7 +40,8 @@ def rewrites(model) -> bool:
 
 
 def compares(model) -> bool:
-    return model.architecture.endswith(PAIRED) and model.family != "electra"
+    return (model.kind == "encoder" and model.architecture.endswith(PAIRED)
+            and model.family != "electra")
 
 
 def detects(model) -> bool:
@@ -46,11 +52,20 @@ def hides(model) -> bool:
     return model.architecture.endswith("ForMaskedLM")
 
 
+def sees(model) -> bool:
+    return "ForImageClassification" in model.architecture
+
+
+def paints(model) -> bool:
+    return model.architecture == PAINTED
+
+
 @dataclass(frozen=True)
 class Kind:
     """make(data, length, model, **options) -> objective. fits: which models learn by it. Of a model
     from nothing: heads, endings of the architecture; tokenizer and special: what it reads with.
-    reads: "texts", "pairs" (two columns of each record) or "rows" (records as they are)."""
+    reads: "texts", "pairs" (two columns of each record), "rows" (records as they are), "pictures".
+    """
 
     make: Callable
     fits: Callable
@@ -70,6 +85,26 @@ def _taught(data, length: int, model, teacher: str, **options) -> Distill:
     if model.origin.path is None:  # from nothing; a student that was loaded stays as it is
         begin(model, wise)
     return Distill(data, length, model, wise, **options)
+
+
+def _shown(data: Labelled, length: int, model, make: Callable = Pictures, shift: int = 0,
+           flip: bool = False, crop: float = 1.0, **options) -> Pictures:
+    processor = model.processor
+    if isinstance(processor.size, int) and processor.crop is None:
+        raise MiradaError("this model's files bring pictures to no single size, and a batch has "
+                          "one: set size, or crop_size, in preprocessor_config.json")
+    rows, columns = getattr(getattr(model.body, "embed", None), "grid", (0, 0))
+    return make(data, processor=processor, changes=changes(shift, flip, crop),
+                places=1 + rows * columns, **options)
+
+
+def _copied(data: Labelled, length: int, model, teacher: str, **options) -> Pictures:
+    wise = convnets.load(teacher) if convnets.is_one(teacher) else registry.load(teacher)
+    names = wise.names if isinstance(wise, convnets.ResNet) else label_names(wise)
+    if names is not None and names != data.names:
+        raise MiradaError(f"{teacher} tells {', '.join(names[:5])} ... apart and the data "
+                          f"{', '.join(data.names[:5])} ...: a teacher's labels are the data's")
+    return _shown(data, length, model, partial(Taught, teacher=wise), **options)
 
 
 def _told(data: dict[str, list], length: int, model, templates, **options) -> Instructions:
@@ -106,6 +141,11 @@ OBJECTIVES = {
     "masked": Kind(lambda data, length, model, **options: HiddenToken(
         data, length, model.tokenizer, **options), hides, ("ForMaskedLM",), "wordpiece"),
     "distill": Kind(_taught, hides, ("ForMaskedLM",), "wordpiece"),
+    "pictures": Kind(_shown, sees, ("ForImageClassification",), reads="pictures"),
+    "taught": Kind(_copied, sees, ("ForImageClassificationWithTeacher", "ForImageClassification"),
+                   reads="pictures"),
+    "painted": Kind(lambda data, length, model, **options: HiddenPatches(
+        _shown(data, length, model, **options), model), paints, (PAINTED,), reads="pictures"),
     "replaced": Kind(ReplacedToken, detects, (FOUND,), "wordpiece"),
     "next": Kind(_pairs("next"), compares, PAIRED, "wordpiece"),
     "order": Kind(_pairs("order"), compares, PAIRED, "wordpiece"),

@@ -57,6 +57,14 @@ def size(name: str, default: int, *, high: int = LIMIT):
     return key(name, default, low=1, high=high, required=True)
 
 
+def nested(name: str, cls, inert: dict | None = None):
+    """A field that is another family's config: an object in the file, which may leave out any of
+    its keys. inert: that family's."""
+    return dataclasses.field(default_factory=cls, metadata={
+        "file": name, "low": None, "high": LIMIT, "choices": None, "required": False,
+        "nested": inert or {}})
+
+
 @dataclasses.dataclass(frozen=True)
 class Reading:
     """A config that was read: ours, the file's own text, and what of it was not acted on."""
@@ -66,33 +74,50 @@ class Reading:
     ignored: dict[str, str]  # key -> why
 
 
-def read(cls, raw: dict, path, *, inert: dict | None = None, ignore=()) -> Reading:
-    """Fill `cls` from a file's keys. Raises with name, value and the way past for unknown ones."""
+def read(cls, raw: dict, path, *, inert: dict | None = None, ignore=(), inside="") -> Reading:
+    """Fill `cls` from a file's keys. Raises with name, value and the way past for unknown ones.
+
+    inside: of a config within another, what its keys' names begin with; none of them is required.
+    """
     inert = INERT | (inert or {})
     known = _prepared(cls, raw, path)
     hints, values, ignored = _hints(cls), {}, {}
-    fields = {f.metadata["file"]: f for f in dataclasses.fields(cls) if "file" in f.metadata}
-    for name, value in known.items():
+    fields = {inside + f.metadata["file"]: f for f in dataclasses.fields(cls)
+              if "file" in f.metadata}
+    for key, value in known.items():
+        name = inside + key
         if name in fields and name not in ignore:
             f = fields[name]
-            values[f.name] = _checked(value, hints[f.name], f.metadata, path, name)
+            if "nested" in f.metadata:
+                own = _within(hints[f.name], value, path, f.metadata["nested"], ignore, name)
+                values[f.name], ignored = own.config, ignored | own.ignored
+            else:
+                values[f.name] = _checked(value, hints[f.name], f.metadata, path, name)
         elif name in ignore:
             ignored[name] = "left out as asked"
-        elif not passed_on(name):
+        elif not passed_on(key):
             ignored[name] = "never acted on"
-        elif name not in inert:
+        elif key not in inert:
             raise _unknown(name, value, path)
-        elif inert[name] is not ANY and value not in (inert[name], None):
+        elif inert[key] is not ANY and value not in (inert[key], None):
             raise UntrustedInputError(path, name, f"{value!r} asks for something that this family "
-                                      f"does not have here; only {inert[name]!r} can be loaded")
+                                      f"does not have here; only {inert[key]!r} can be loaded")
     for name, f in fields.items():
-        if f.metadata["required"] and known.get(name) is None and f.name not in values:
+        needed = f.metadata["required"] and not inside
+        if needed and known.get(name) is None and f.name not in values:
             raise UntrustedInputError(path, name, "is missing, and the model cannot be built "
                                       "without it")
     try:
         return Reading(cls(**values), dict(raw), ignored)
     except MiradaError as error:  # its fields do not fit together
         raise UntrustedInputError(path, "config", str(error)) from None
+
+
+def _within(cls, raw, path, inert: dict, ignore, name: str) -> Reading:
+    """What an object inside a config says; null says nothing."""
+    if not isinstance(raw, dict | None):
+        raise UntrustedInputError(path, name, f"{raw!r} is not an object")
+    return read(cls, raw or {}, path, inert=inert, ignore=ignore, inside=f"{name}.")
 
 
 def _prepared(cls, raw: dict, path) -> dict:
@@ -111,6 +136,8 @@ def write(config, raw: dict | None = None) -> dict:
     ours = {f.metadata["file"]: getattr(config, f.name) for f in dataclasses.fields(config)
             if "file" in f.metadata}
     ours = {k: list(v) if isinstance(v, tuple) else v for k, v in ours.items()}
+    ours |= {k: write(v, (raw or {}).get(k)) for k, v in ours.items()
+             if dataclasses.is_dataclass(v)}
     ours = config.restore(ours) if hasattr(config, "restore") else ours
     kept = {k: v for k, v in (raw or {}).items() if passed_on(k) and k not in ours}
     return kept | ours
@@ -122,6 +149,8 @@ def check(config, where: str) -> None:
     for f in dataclasses.fields(config):
         if "file" in f.metadata:
             _checked(getattr(config, f.name), hints[f.name], f.metadata, where, f.name)
+        if "nested" in f.metadata:
+            check(getattr(config, f.name), where)
 
 
 def passed_on(name: str) -> bool:

@@ -140,6 +140,23 @@ class Shifted(Same):
         return [t + self.by for t in tensors]
 
 
+@dataclass(frozen=True)
+class Leading(Same):
+    """A tensor that ours has behind `axes` axes of length one."""
+
+    axes: int
+
+    @property
+    def rowwise(self) -> bool:
+        return False
+
+    def load(self, tensors: list[Tensor]) -> list[Tensor]:
+        return [t.view((1,) * self.axes + t.shape) for t in tensors]
+
+    def save(self, tensors: list[Tensor]) -> list[Tensor]:
+        return [t.view(t.shape[self.axes :]) for t in tensors]
+
+
 SAME, TRANSPOSED = Same(), Transposed()
 
 

@@ -42,6 +42,12 @@ WORDS = {
         "last": "Only the last {n} tokens are shown.",
         "plain": "Weight", "valued": "Weight × value", "brought": "Brought",
         "worth": "Lines are each key's share of what a query is brought: weight × ‖v Wₒ‖.",
+        "picture_title": "Attention over the picture", "rollout": "Rollout", "patch": "patch",
+        "patches": "all patches", "from": "Seen from", "meant": "Mean",
+        "pick": "Click a patch, or go there by the arrow keys, to see where it looks; Esc goes "
+                "back.",
+        "outside": "{p} of this look is on the picture, the rest on what stands before its "
+                   "patches.",
     },
     "es": {
         "layer": "Capa", "head": "Cabeza", "heads": "Cabezas", "layers": "Capas",
@@ -89,5 +95,11 @@ WORDS = {
         "plain": "Peso", "valued": "Peso × valor", "brought": "Aporte",
         "worth": "Las líneas son la parte de cada clave en lo que recibe la consulta: "
                  "peso × ‖v Wₒ‖.",
+        "picture_title": "Atención sobre la imagen", "rollout": "Rollout", "patch": "parche",
+        "patches": "todos los parches", "from": "Visto desde", "meant": "Media",
+        "pick": "Haz clic en un parche, o ve a él con las flechas, para ver adónde atiende; Esc "
+                "vuelve.",
+        "outside": "{p} de esta atención está en la imagen; el resto, en lo que precede a sus "
+                   "parches.",
     },
 }
