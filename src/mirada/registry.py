@@ -438,9 +438,11 @@ def export(model: Model) -> dict[str, Tensor]:
 
 def steps(model: Model) -> list[Step]:
     """Which tensors of ours are which of the reference's, whose modules bear a file's names. What
-    adapters add is left out; the weights that they stand on keep their paths."""
+    adapters and kernels that learn add is left out; the weights that adapters stand on keep their
+    paths."""
     fam = family(model.family)
-    paths = {n: first for n, first in held(model)[0].items() if ".adapters." not in n}
+    paths = {n: first for n, first in held(model)[0].items()
+             if ".adapters." not in n and ".attend." not in n}
     paths = {n.replace(".base.", "."): first.replace(".base.", ".") for n, first in paths.items()}
     return _map(fam, model).bind(paths, model.architecture in getattr(fam, "BARE", _base(fam)))
 

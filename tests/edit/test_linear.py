@@ -349,6 +349,14 @@ def test_an_edit_leaves_the_model_as_it_was_and_is_not_saved(which, tmp_path):
     assert {t.device.type for t in meta.state().values()} == {"meta"}
 
 
+@pytest.mark.parametrize("which", edits())
+def test_adapters_stand_on_either(which):
+    edited, batch = edits()[which](bert()), ids()
+    adapted = mirada.edit.lora(edited, rank=2)
+    assert adapted.adapters.names == ["default"]
+    assert torch.equal(states(adapted, input_ids=batch), states(edited, input_ids=batch))
+
+
 @pytest.mark.parametrize("family", ["albert", "bart", "distilbert", "esm", "pegasus", "vit"])
 def test_families_that_look_both_ways_take_either(family):
     m = mirada.build(family, "tiny", seed=0)
