@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import difflib
 import importlib
 import os
 from contextlib import contextmanager
@@ -76,8 +75,9 @@ def build(name: str, size: str | None = None, *, architecture: str | None = None
     """A model with random weights.
 
     name: a family, or "family:size". size: one of sizes(name), its first when None. changes:
-    Config fields that differ. architecture: a head of the family, its first when None. device:
-    "meta" takes no memory. seed: for the weights; None: torch's current state.
+    Config fields that differ; of a config within another an object, text={"layers": 3}.
+    architecture: a head of the family, its first when None. device: "meta" takes no memory. seed:
+    for the weights; None: torch's current state.
     """
     name = ALIASES.get(f"{name}:{size}" if size else name, name)
     name, _, tail = name.partition(":")
@@ -85,13 +85,7 @@ def build(name: str, size: str | None = None, *, architecture: str | None = None
     size = size or next(iter(fam.SIZES))
     if size not in fam.SIZES:
         raise MiradaError(f"{name} has no size {size!r}; it has {', '.join(fam.SIZES)}")
-    for change in changes:
-        known = list(fam.Config.__dataclass_fields__)
-        if change not in known:
-            near = difflib.get_close_matches(change, known, 1)
-            raise MiradaError(f"{name} has no field called {change!r}"
-                              + (f"; did you mean {near[0]!r}?" if near else f" among: {known}"))
-    config = replace(fam.SIZES[size], **changes)
+    config = configs.changed(fam.SIZES[size], changes, name)
     configs.check(config, name)
     _check_whole(config, name)
     device, dtype = _place(device, dtype)

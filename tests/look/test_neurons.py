@@ -30,7 +30,8 @@ def batch_of(m):
     ids = torch.randint(5, m.config.vocab, (2, 9), generator=seeded)
     if m.family.startswith("clip"):
         ids[:, 5] = m.config.eos
-    return batch | {"input_ids": ids} | ({"decoder_input_ids": ids[:, :6]} if m.encoder_decoder else {})
+    more = {"decoder_input_ids": ids[:, :6]} if m.encoder_decoder else {}
+    return batch | {"input_ids": ids} | more
 
 
 @pytest.mark.scope("1.18.4")

@@ -12,6 +12,7 @@ from safetensors.torch import load_file, save_file
 import mirada
 from mirada.errors import MiradaError, UntrustedInputError
 from mirada.models import clip as clip_family
+from mirada.serve.served import Served
 from mirada.weights import config as configs
 from parity.harness import BAR, Row, compare, pair, run_theirs, table
 
@@ -94,7 +95,7 @@ ROWS = [
     vision("CLIPVisionModel", larger, name="larger"),
     vision("CLIPVisionModelWithProjection", num_channels=1, hidden_act="gelu"),
 ]
-test_parity = table(ROWS)
+test_parity = pytest.mark.scope("1.9.1")(table(ROWS))
 
 
 def test_the_loss_of_pairs_is_the_references():
@@ -203,6 +204,26 @@ def test_a_towers_key_can_be_left_out_as_asked():
     assert reading.config.text.layers == 3 and reading.config.vision == read({}).vision
     assert reading.ignored == {"text_config.gap_size": "left out as asked",
                                "text_config.auto_map": "never acted on"}
+
+
+def test_a_towers_fields_are_changed_by_name():
+    clip = mirada.build("clip:tiny", text={"layers": 3}, vision={"act": "gelu"}, device="meta")
+    assert (clip.config.text.layers, clip.config.text.d) == (3, 64)
+    assert len(clip.body.text.blocks) == 3 and clip.config.vision.act == "gelu"
+    for wrong, said in ((dict(text={"layer": 3}), "clip's text has no field.*mean 'layers'"),
+                        (dict(text=3), "text: 3 is not"), (dict(test={}), "did you mean 'text'"),
+                        (dict(vision={"act": "nothing"}), "is not one of"),
+                        (dict(vision={"heads": 5}), "cannot be cut into 5 heads")):
+        with pytest.raises(MiradaError, match=said):
+            mirada.build("clip:tiny", device="meta", **wrong)
+
+
+def test_what_shows_one_text_says_that_there_are_two_towers():
+    clip = mirada.build("clip:tiny", seed=1)
+    with pytest.raises(MiradaError, match="two towers"):
+        Served("clip", clip, "clip")
+    with pytest.raises(MiradaError, match="two towers"):
+        mirada.look.roles(clip)
 
 
 @pytest.mark.parametrize("size, count", [("base-32", 151_277_313), ("base-16", 149_620_737),

@@ -27,6 +27,7 @@ def reference(folder, **changes):
     return theirs
 
 
+@pytest.mark.scope("1.8.7")
 @pytest.mark.parametrize("changes", [
     {"layer_type": "basic", "hidden_act": "gelu", "downsample_in_first_stage": True},
     {"layer_type": "bottleneck"}, {"layer_type": "bottleneck", "downsample_in_bottleneck": True,
@@ -64,6 +65,7 @@ def test_a_folder_that_is_not_as_it_says(tmp_path):
     raw = json.loads((folder / "config.json").read_text())
     assert convnets.is_one(folder) and not convnets.is_one(tmp_path)
     for changes, said in (({"depths": [3, 1]}, "tensor 'resnet.encoder.stages.0.layers.2"),
+                          ({"depths": [2048, 1]}, "asks for 2049 layers"),
                           ({"num_channels": 3}, "tensor 'resnet.embedder"),
                           ({"groups": 2}, "this key"), ({"layer_type": "wide"}, "not one of"),
                           ({"architectures": ["ResNetModel"]}, "only ResNetForImage"),
@@ -101,6 +103,7 @@ def test_a_layer_by_hand():
     assert torch.allclose(layer(x), (inner + part(layer.way, x, 2)).relu(), atol=1e-12)
 
 
+@pytest.mark.scope("1.8.7")
 def test_a_shift_of_the_picture_shifts_what_is_seen():
     """The weights of one place are those of all: what a convolution knows before it learns."""
     model = conv.build("cnn", widths=(6, 8), seed=3).double().eval()

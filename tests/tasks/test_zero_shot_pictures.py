@@ -56,6 +56,7 @@ def ours(folder):
     return mirada.pipeline("zero-shot-image-classification", folder)
 
 
+@pytest.mark.scope("1.9.1")
 @pytest.mark.parametrize("template", [None, "{}", "a drawing of {}"])
 def test_as_the_references_pipeline(folder, pictures, ours, template):
     theirs = transformers.pipeline("zero-shot-image-classification", model=str(folder))
@@ -73,6 +74,7 @@ def test_as_the_references_pipeline(folder, pictures, ours, template):
     assert len({round(one["score"], 3) for row in found for one in row}) > 6, "all is one score"
 
 
+@pytest.mark.scope("1.9.1")
 def test_several_templates_are_averaged(pictures, ours):
     several = ["a photo of {}.", "a drawing of {}.", "{}"]
     found = ours(pictures[1], LABELS, hypothesis_template=several)

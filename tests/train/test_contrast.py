@@ -6,10 +6,12 @@ from dataclasses import replace
 
 import pytest
 import torch
+from PIL import Image
 
 import mirada
 from mirada.errors import MiradaError
 from mirada.models import clip
+from mirada.train import config
 from mirada.train.contrast import Contrast
 from mirada.train.loop import Plan, fit
 from mirada.train.optim import Recipe
@@ -65,7 +67,7 @@ def found(model, pictures, texts) -> float:
     return sum(a == b for a, b in zip(told, texts, strict=True)) / len(texts)
 
 
-@pytest.mark.scope("1.12.8")
+@pytest.mark.scope("1.9.1", "1.12.8")
 def test_coloured_shapes_find_their_captions(reader):
     """At least 95 of 100 pictures that were not trained on, among 12 captions: chance finds 8."""
     model = small(reader)
@@ -90,7 +92,7 @@ def test_the_loss_is_figure_3_written_out(reader):
     image = model.head.vision(seen["vision"], None, None)["image_embeds"]
     text = model.head.text(seen["text"], model_inputs(batch), None)["text_embeds"]
     image, text = (x / x.pow(2).sum(-1, keepdim=True).sqrt() for x in (image, text))
-    factor = math.exp(model.head.scale)
+    factor = math.exp(model.head.scale.item())
     scores = image @ text.T * factor
     assert factor == pytest.approx(1 / 0.07, rel=1e-4)
     rows = -(scores.exp() / scores.exp().sum(1, keepdim=True)).diagonal().log().mean()
@@ -144,3 +146,31 @@ def test_what_cannot_be_matched(reader):
     alone = mirada.build("clip_vision:tiny")
     with pytest.raises(MiradaError, match="does not match texts with pictures"):
         Contrast(torch.zeros(1, 3, 32, 32), ["a red bar"], alone)
+
+
+def test_a_run_goes_on_from_a_saved_model(reader, tmp_path):
+    """By the command's own words: pictures in a folder of folders, whose names make the texts."""
+    model = small(reader)
+    model.processor = model.processor  # of its own: saved, and what the run's pictures go through
+    mirada.save(model, tmp_path / "model")
+    pictures, texts = drawn(24, seed=5)
+    for n, (picture, text) in enumerate(zip(pictures, texts, strict=True)):
+        folder = tmp_path / "data" / text.removeprefix("a ")
+        folder.mkdir(parents=True, exist_ok=True)
+        points = ((picture.permute(1, 2, 0).clamp(-1, 1) + 1) * 127.5).to(torch.uint8).numpy()
+        Image.fromarray(points).save(folder / f"{n}.png")
+    words = dict(objective="contrast", options={"template": "a {}"}, plan={"steps": 2, "batch": 8})
+    config.create(config.Run(str(tmp_path / "model"), (str(tmp_path / "data"),), **words),
+                  tmp_path / "run")
+    run, loaded, pairs = config.open_run(tmp_path / "run")
+    assert pairs.count == 24
+    picture, ids = pairs.sample(0, None)
+    assert picture.shape == (3, SIDE, SIDE)
+    text = reader.decode(ids)
+    which = texts.index(text)
+    assert (picture - pictures[which].clamp(-1, 1)).abs().max() < 0.02, "each with its own"
+    result = fit(loaded, pairs, run.whole_plan(), run.whole_recipe())
+    assert result.reason == "done" and math.isfinite(result.loss)
+    config.create(config.Run("clip:tiny", (str(tmp_path / "data"),), **words), tmp_path / "new")
+    with pytest.raises(MiradaError, match="this model has none"):
+        config.open_run(tmp_path / "new")

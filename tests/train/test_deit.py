@@ -111,6 +111,10 @@ def test_from_the_command_line(tmp_path, capsys):
     capsys.readouterr()
     assert main(["train", str(tmp_path / "run.toml"), "--out", str(tmp_path / "y")]) == 2
     assert "a teacher's labels are the data's" in capsys.readouterr().err
+    mirada.save(mirada.build("vit:tiny", architecture="ViTModel"), tmp_path / "blind")
+    (tmp_path / "run.toml").write_text(said.replace("/other", "/blind"))
+    assert main(["train", str(tmp_path / "run.toml"), "--out", str(tmp_path / "y")]) == 2
+    assert "tells no labels of pictures apart" in capsys.readouterr().err
 
 
 def test_what_cannot_teach(teacher):

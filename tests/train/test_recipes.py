@@ -147,7 +147,7 @@ def test_a_figure_that_is_missed_is_told(tmp_path, monkeypatch, capsys):
         '[one]\nrun = "tune"\nmeasure = "fixed"\nresult = 0.5\nband = 0.1\n'
         '[two]\nrun = "tune"\nmeasure = "fixed"\nresult = 0.7\nband = 0.1\n')
     (tmp_path / "data").mkdir()
-    (tmp_path / "data" / "proteins-test.csv").write_text("")
+    (tmp_path / "data" / "digits.npz").write_text("")
     monkeypatch.setattr(recipes, "HERE", tmp_path)
     monkeypatch.setitem(recipes.MEASURES, "fixed", lambda *given: (0.55, {"nothing": 0.1}))
     assert recipes.main(["one"]) == 0 and recipes.main([]) == 1

@@ -38,8 +38,8 @@ def save_adapter(model: Model, path, name: str | None = None) -> Path:
     """Write one adapter into a new folder, for PEFT and load_adapter; the folder.
 
     name: which, where the model has several. Modules are named as the files name their weights;
-    Mixtral's experts and ViT's blocks have other names in the reference today, and PEFT does not
-    find them. Raises MiradaError.
+    Mixtral's experts and the blocks of ViT and its kin have other names in the reference today, and
+    PEFT does not find them. Raises MiradaError.
     """
     names = model.adapters.names
     name = names[0] if name is None and len(names) == 1 else name

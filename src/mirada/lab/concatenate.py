@@ -87,7 +87,7 @@ def run(seed: int = 0) -> dict[str, float | list]:
         with torch.random.fork_rng():
             torch.manual_seed(seed)
             model.body.embed = embed()
-        learn(model, texts, 100, seed)
+        learn(model, texts, 220, seed, rate=5e-3, enough=0.01)
         found[name] = right(model, *texts(256, Generator().manual_seed(seed)))
         found[name + "_weights"] = sum(p.numel() for p in model.parameters())
         if name in ("added", "halves"):

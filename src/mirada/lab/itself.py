@@ -68,7 +68,7 @@ def run(seed: int = 0) -> dict[str, float | list]:
     for name, sees, way in (("alone", "alone", Residual), ("all", "all", Residual),
                             ("others", "others", Residual), ("bare_all", "all", NoResidual),
                             ("bare_others", "others", NoResidual)):
-        model = learn(build(seed, SEES[sees], way), texts, 150, seed)
+        model = learn(build(seed, SEES[sees], way), texts, 140, seed)
         ids, labels = texts(256, Generator().manual_seed(seed))
         found[name] = right(model, ids, labels)
         if name == "all":

@@ -43,11 +43,13 @@ class Rows:
                                reduction="sum"), {}
 
 
-def learn(model, draw: Draw, steps: int, seed: int, rate: float = 1e-2):
-    """The model, trained on `steps` batches of rows and ready to be asked."""
+def learn(model, draw: Draw, steps: int, seed: int, rate: float = 1e-2, enough: float = 0.0):
+    """The model, trained on `steps` batches of rows and ready to be asked. enough: a loss
+    to stop at, as Adam may leap away again from where no gradient is left."""
     with torch.random.fork_rng():
         fit(model, Rows(draw), Plan(steps=steps, batch=1, seed=seed, dtype="float32"),
-            Recipe(rate=rate, warmup=steps // 10, decay=0.0))
+            Recipe(rate=rate, warmup=steps // 10, decay=0.0),
+            watch=lambda line: line["loss"] < enough)
     return model.eval()
 
 

@@ -19,8 +19,8 @@ TOLD = {
     "en": "Who did what to whom; what was said is kept. Two models read sentences like \"dog bites "
           "man\" and are asked who did it, or what was done. With positions: {who:.0%} and "
           "{what:.0%} right. Without: {blind_who:.0%} and {blind_what:.0%}, since to attention "
-          "alone \"dog bites man\" and \"man bites dog\" are one set of tokens, and of two names it "
-          "can only guess one. Not that its outputs stay where they are: they move with their "
+          "alone \"dog bites man\" and \"man bites dog\" are one set of tokens, and of two names "
+          "it can only guess one. Not that its outputs stay where they are: they move with their "
           "tokens. Place by place they changed by {by_place:.2f} standard deviations, token by "
           "token by {by_token:.0e}: attention is equivariant, not invariant as the guide says.",
     "es": "Quién hizo qué a quién; lo dicho se conserva. Dos modelos leen frases como \"perro "

@@ -41,7 +41,8 @@ CHECKED_ROWS = 4
 
 @dataclass
 class Tape:
-    """What was recorded. A site is (stack, layer); stacks are encoder, decoder and cross.
+    """What was recorded. A site is (stack, layer); stacks are encoder, decoder and cross; of two
+    towers text and vision.
 
     runs: per site, one list of calls for each pass; the steps of a cached generation are one run.
     kept: the same for tensors that were asked for besides, by (name, stack, layer): ids, real

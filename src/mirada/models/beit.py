@@ -93,8 +93,8 @@ class Pictures(Stack):
 
 def build(c: Config) -> Pictures:
     if c.relative and c.shared:
-        raise MiradaError("each layer has its offsets, or all share one table: one must be false of "
-                          "use_relative_position_bias and use_shared_relative_position_bias")
+        raise MiradaError("each layer has its offsets, or all share one table: one must be false "
+                          "of use_relative_position_bias and use_shared_relative_position_bias")
     embed = Patches(*vit.sides(c), c.channels, c.d, hidden=c.masks, placed=c.placed)
     table = Offsets(embed.grid, c.heads) if c.shared else None
 

@@ -10,6 +10,7 @@ from torch import Tensor
 from mirada.core.attention import Attention
 from mirada.core.heads import Classifier, LMHead
 from mirada.core.linear import KEPT
+from mirada.errors import MiradaError
 from mirada.look import describe, sites
 
 ROLES = ("bos", "cls", "sep", "pad", "unk", "mask")
@@ -19,6 +20,10 @@ class Served:
     """A model behind the Explorer. Passes hold its lock: hooks of two passes must not meet."""
 
     def __init__(self, id: str, model, name: str):
+        if model.kind == "dual-encoder":
+            raise MiradaError(f"the Explorer shows one text through a model, and {name} has two "
+                              "towers that meet at their ends: look into it with m.record(), or "
+                              "load a text tower's own files")
         self.id, self.model, self.name = id, model.eval(), name
         self.lock = threading.RLock()
         self.paths = {module: path for path, module in model.named_modules()}

@@ -36,11 +36,16 @@ class Contrast:
         if len(pictures) != len(texts):
             raise MiradaError(f"there are {len(pictures)} pictures and {len(texts)} texts: each "
                               "picture has one")
+        if model.tokenizer is None:
+            raise MiradaError("texts are read with a tokenizer, and this model has none: go on "
+                              "from a folder that holds one beside the weights")
         self.pictures, self.changes, self.count = pictures, tuple(changes), len(texts)
         ready = torch.is_tensor(pictures[0]) and pictures[0].is_floating_point()
         self.processor = None if ready else model.processor
         self.pad = model.tokenizer.pad_id or 0
         self.ids = [_cut(model.tokenizer.encode(text).ids, model.context) for text in texts]
+        rows, columns = model.body.vision.embed.grid
+        self.places = 1 + rows * columns + max(map(len, self.ids), default=0)  # tokens of a pair
 
     def sample(self, index: int, draw) -> tuple[Tensor, list[int]]:
         """draw: None for a picture as it is."""

@@ -24,6 +24,7 @@ NAMES = (  # of our tensors, and a file's
     (r"\.conv\.", ".convolution."), (r"\.norm\.", ".normalization."),
     (r"^score\.", "classifier.1."),
 )
+LEAST = 8  # tensors of a layer: two convolutions, each with its norm
 INERT = {"out_features": config.ANY, "out_indices": config.ANY, "stage_names": config.ANY}
 
 
@@ -59,18 +60,22 @@ def load(folder: str | os.PathLike) -> ResNet:
     """The network of a folder, every tensor of it used. Raises MiradaError."""
     where = Path(folder) / "config.json"
     raw: Any = jsonfile.read(where)
-    if raw.get("architectures") not in (None, [HEAD]):
+    if not isinstance(raw, dict) or raw.get("architectures") not in (None, [HEAD]):
         raise UntrustedInputError(where, "architectures", f"only {HEAD} can be loaded")
     said = asdict(config.read(File, raw, where, inert=INERT).config)
     told = raw.get("id2label") or {"0": "LABEL_0", "1": "LABEL_1"}
     if not isinstance(told, dict) or told.keys() != {str(n) for n in range(len(told))}:
         raise UntrustedInputError(where, "id2label", "must name each label from 0 on")
     bottleneck = said.pop("layer") == "bottleneck"
-    with torch.device("meta"):
-        model = ResNet(conv.Config(**said, bottleneck=bottleneck, labels=len(told)))
-    model.names = [str(told[str(n)]) for n in range(len(told))]
-    wanted = model.state_dict()
+    c = conv.Config(**said, bottleneck=bottleneck, labels=len(told))
     with tensorfile.open_folder(folder) as files:
+        if LEAST * sum(c.depths) > len(files.names()):
+            raise UntrustedInputError(where, "depths", f"asks for {sum(c.depths)} layers, and the "
+                                      f"weights hold only {len(files.names())} tensors")
+        with torch.device("meta"):
+            model = ResNet(c)
+        model.names = [str(told[str(n)]) for n in range(len(told))]
+        wanted = model.state_dict()
         named = {_theirs(name): name for name in wanted}
         odd = named.keys() ^ {*files.names()} or {
             name for name in named if files.shape(name) != wanted[named[name]].shape}

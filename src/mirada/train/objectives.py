@@ -10,6 +10,7 @@ from mirada import registry
 from mirada.errors import MiradaError
 
 from . import convnets
+from .contrast import Contrast
 from .denoise import Denoise
 from .distill import Distill, Taught, begin
 from .gaps import MASK, GapSentences
@@ -50,6 +51,10 @@ def detects(model) -> bool:
 
 def hides(model) -> bool:
     return model.architecture.endswith("ForMaskedLM")
+
+
+def matches(model) -> bool:
+    return model.kind == "dual-encoder" and hasattr(model.head, "scale")
 
 
 def sees(model) -> bool:
@@ -100,11 +105,23 @@ def _shown(data: Labelled, length: int, model, make: Callable = Pictures, shift:
 
 def _copied(data: Labelled, length: int, model, teacher: str, **options) -> Pictures:
     wise = convnets.load(teacher) if convnets.is_one(teacher) else registry.load(teacher)
+    if not isinstance(wise, convnets.ResNet) and not sees(wise):
+        raise MiradaError(f"{teacher} ({wise.architecture}) tells no labels of pictures apart: a "
+                          "teacher does")
     names = wise.names if isinstance(wise, convnets.ResNet) else label_names(wise)
     if names is not None and names != data.names:
         raise MiradaError(f"{teacher} tells {', '.join(names[:5])} ... apart and the data "
                           f"{', '.join(data.names[:5])} ...: a teacher's labels are the data's")
     return _shown(data, length, model, partial(Taught, teacher=wise), **options)
+
+
+def _matched(data: Labelled, length: int, model, template: str = "a photo of {}", shift: int = 0,
+             flip: bool = False, crop: float = 1.0) -> Contrast:
+    """A picture's text is what it is labelled, in a template; "{}" of labels that are sentences."""
+    if "{}" not in template:
+        raise MiradaError(f"template {template!r} must have {{}} where the label goes")
+    texts = [template.replace("{}", data.names[n]) for n in data.labels]
+    return Contrast(data.pictures, texts, model, changes=changes(shift, flip, crop))
 
 
 def _told(data: dict[str, list], length: int, model, templates, **options) -> Instructions:
@@ -146,6 +163,7 @@ OBJECTIVES = {
                    reads="pictures"),
     "painted": Kind(lambda data, length, model, **options: HiddenPatches(
         _shown(data, length, model, **options), model), paints, (PAINTED,), reads="pictures"),
+    "contrast": Kind(_matched, matches, ("CLIPModel",), reads="pictures"),
     "replaced": Kind(ReplacedToken, detects, (FOUND,), "wordpiece"),
     "next": Kind(_pairs("next"), compares, PAIRED, "wordpiece"),
     "order": Kind(_pairs("order"), compares, PAIRED, "wordpiece"),

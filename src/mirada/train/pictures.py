@@ -9,6 +9,7 @@ from __future__ import annotations
 import math
 import random
 import zipfile
+import zlib
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import partial
@@ -28,6 +29,7 @@ from .loss import wide
 
 KINDS = (".png", ".jpg", ".jpeg", ".webp", ".gif", ".bmp")  # of pictures in folders
 LIMIT = 4 << 30  # bytes that an .npz may unpack to
+BROKEN = (ValueError, OSError, EOFError, RuntimeError, MemoryError, zipfile.BadZipFile, zlib.error)
 
 
 @dataclass(frozen=True)
@@ -209,7 +211,7 @@ def _arrays(path: Path) -> list[tuple[np.ndarray, str]]:
                                           f"{LIMIT:,} are read")
             file.seek(0)
             held = {name: value for name, value in np.load(file, allow_pickle=False).items()}
-        except (ValueError, OSError, EOFError, zipfile.BadZipFile) as error:
+        except BROKEN as error:
             raise UntrustedInputError(path, "file", f"is no .npz of numbers: {error}") from None
     images, labels = held.get("images"), held.get("labels")
     if images is None or images.dtype != np.uint8 or images.ndim not in (3, 4):

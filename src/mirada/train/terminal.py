@@ -33,7 +33,7 @@ class Terminal:
         said = f"loss {line['loss']:.3f}, rate {line['rate']:.1e}, norm {line['norm']:.2f}"
         if seconds > 0:
             said += f", {self.tokens / seconds:,.0f} tokens/s"
-        if seconds > 0 and self.peak > 0:
+        if seconds > 0 and self.peak > 0 and self.flops > 0:
             said += f", {self.flops / seconds / self.peak:.0%} of the machine"
         return said
 
@@ -48,7 +48,10 @@ class Terminal:
 
 def flops(model, tokens: int, length: int) -> float:
     """Of forward and backward: 6 a weight and token, and 12 L D T a token for attention
-    (2204.02311, appendix B). A table that is only looked up counts nothing."""
+    (2204.02311, appendix B). A table that is only looked up counts nothing. 0 of two towers, of
+    which each reads tokens of its own: what share of the machine they take is not told."""
+    if getattr(model, "kind", None) == "dual-encoder":
+        return 0.0
     weights = sum(p.numel() for name, p in model.named_parameters()
                   if p.ndim >= 2 and ".embed." not in f".{name}")
     width = getattr(model.config, "d", 0)

@@ -6,6 +6,7 @@ A family's Config is a frozen dataclass whose fields are made by `key(name in th
 from __future__ import annotations
 
 import dataclasses
+import difflib
 import functools
 import types
 import typing
@@ -141,6 +142,22 @@ def write(config, raw: dict | None = None) -> dict:
     ours = config.restore(ours) if hasattr(config, "restore") else ours
     kept = {k: v for k, v in (raw or {}).items() if passed_on(k) and k not in ours}
     return kept | ours
+
+
+def changed(config, changes: dict, where: str):
+    """config with other fields; of a config inside it an object of those: text={"layers": 3}."""
+    known = {f.name: f for f in dataclasses.fields(config)}
+    made = dict(changes)
+    for name, value in changes.items():
+        if name not in known:
+            near = difflib.get_close_matches(name, known, 1)
+            raise MiradaError(f"{where} has no field called {name!r}" + (
+                f"; did you mean {near[0]!r}?" if near else f" among: {list(known)}"))
+        if "nested" in known[name].metadata and isinstance(value, dict):
+            made[name] = changed(getattr(config, name), value, f"{where}'s {name}")
+        elif "nested" in known[name].metadata:
+            _checked(value, _hints(config.__class__)[name], known[name].metadata, where, name)
+    return dataclasses.replace(config, **made)
 
 
 def check(config, where: str) -> None:

@@ -194,6 +194,9 @@ def roles(model, lang: str = "en", *, only=None, causal: bool = True, conllu=Non
     wanted = set(ROLES) if only is None else {only} if isinstance(only, str) else set(only)
     for name in wanted - set(ROLES):
         raise MiradaError(f"no role is called {name!r}; there are {', '.join(ROLES)}")
+    if model.kind == "dual-encoder":
+        raise MiradaError(f"{model.architecture} has two towers, and roles are of one stack's "
+                          "heads: load a text tower's own files")
     if model.kind == "vision":
         raise MiradaError("roles are measured on text, and this model sees pictures")
     if lang not in WORDS:
