@@ -22,12 +22,13 @@ pytestmark = pytest.mark.skipif(bool(native.missing()), reason=native.missing() 
 
 ENCODERS = {  # name -> how it is built
     "albert": {}, "bert": {}, "clip_text-gelu": {"act": "gelu", "context": 64},
-    "clip_vision-gelu": {"act": "gelu"}, "distilbert": {}, "electra": {}, "esm": {},
+    "clip_vision-gelu": {"act": "gelu"}, "deit": {}, "distilbert": {}, "electra": {}, "esm": {},
     "esm-learned": {"positions": "absolute"}, "modernbert": {}, "roberta": {}, "vit": {}}
 BOTH = ("bart", "fsmt", "m2m100", "mbart", "pegasus", "t5", "t5-gated", "transformer")
 CHANGES = {name: {} for name in BOTH} | {"t5-gated": {"gated": True, "act": "gelu_new",
                                                       "tied": False, "scaled": False}}
-OWN = {"bigbird", "clip", "deberta", "deberta_v1", "longformer"}  # parts that have no operator
+OWN = {"beit", "bigbird", "clip", "deberta", "deberta_v1", "longformer", "swin", "vit_mae"}
+# parts of these have no operator
 
 
 def made(name: str, **more) -> mirada.Model:
