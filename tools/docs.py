@@ -28,6 +28,9 @@ USES = {  # kind -> a call whose result is shown, what it imports
                         "decoder_start_token_id=2))", None),
     "encoder": ("print(model(input_ids=torch.tensor([[5, 6, 7, 8]])))", "torch"),
     "vision": ("print(model(pixel_values=torch.rand(1, 3, *model.body.embed.image)))", "torch"),
+    "dual-encoder": ("print(model(input_ids=torch.tensor([[5, 6, model.config.text.eos]]),\n"
+                     "            pixel_values=torch.rand(1, 3, *model.body.vision.embed.image)))",
+                     "torch"),
 }
 NOTE = "<!-- Made by `make docs` from src/mirada/models/{}.py: change that. -->"
 
