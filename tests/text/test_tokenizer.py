@@ -300,8 +300,8 @@ def test_unknown_rules_are_named(tmp_path, smollm):
         Tokenizer.from_gguf({**smollm, "tokenizer.ggml.model": "rwkv"})
     with pytest.raises(MiradaError, match="no tokenizer here"):
         Tokenizer.from_folder(tmp_path)
-    v.folder(tmp_path, {**v.byte_level(), "config.json": {"model_type": "clip"}})
-    with pytest.raises(MiradaError, match="'clip' tokenizer's own rules are not known"):
+    v.folder(tmp_path, {**v.byte_level(), "config.json": {"model_type": "herbert"}})
+    with pytest.raises(MiradaError, match="'herbert' tokenizer's own rules are not known"):
         Tokenizer.from_folder(tmp_path)
 
 

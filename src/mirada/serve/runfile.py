@@ -42,6 +42,7 @@ class Patterns:
     """Attention read from a file, asked like a Tape: weights (H, T, S) by stack and layer."""
 
     maps: dict[tuple[str, int], Tensor]
+    windowed = False  # a run is of texts
 
     @property
     def stacks(self) -> list[str]:
