@@ -28,9 +28,8 @@ USES = {  # kind -> a call whose result is shown, what it imports
                         "decoder_start_token_id=2))", None),
     "encoder": ("print(model(input_ids=torch.tensor([[5, 6, 7, 8]])))", "torch"),
     "vision": ("print(model(pixel_values=torch.rand(1, 3, *model.body.embed.image)))", "torch"),
-    "dual-encoder": ("print(model(input_ids=torch.tensor([[5, 6, model.config.text.eos]]),\n"
-                     "            pixel_values=torch.rand(1, 3, *model.body.vision.embed.image)))",
-                     "torch"),
+    "dual-encoder": ("print(model(input_ids=torch.tensor([[5, 6, model.config.eos]]), "
+                     "pixel_values=torch.rand(1, 3, *model.body.vision.embed.image)))", "torch"),
 }
 NOTE = "<!-- Made by `make docs` from src/mirada/models/{}.py: change that. -->"
 
@@ -71,11 +70,16 @@ def sizes(name: str, counts: dict[str, str]) -> list[str]:
     lines = ["| size | parameters | differs from the config's defaults by |", "|---|---:|---|"]
     for size, config in module.SIZES.items():
         fields = {f.name: getattr(config, f.name) for f in dataclasses.fields(config)
-                  if getattr(config, f.name) != f.default}
+                  if getattr(config, f.name) != _default(f)}
         words = ", ".join(f"{k} {_said(x)}" for k, x in fields.items()) or "nothing"
         count = counts.get(size) or parameters(name, size)
         lines.append(f"| `{name}:{size}` | {count} | {words} |")
     return lines
+
+
+def _default(field: dataclasses.Field):
+    made = field.default_factory
+    return field.default if made is dataclasses.MISSING else made()
 
 
 def heads(name: str, proven: dict) -> list[str]:
@@ -98,7 +102,8 @@ def keys(name: str) -> list[str]:
     lines = ["| key of config.json | field | where a file leaves it out |", "|---|---|---|"]
     for f in dataclasses.fields(module.Config):
         if "file" in f.metadata:
-            unsaid = "refused" if f.metadata["required"] else f"`{_said(f.default)}`"
+            unsaid = ("refused" if f.metadata["required"] else "its own defaults"
+                      if dataclasses.is_dataclass(_default(f)) else f"`{_said(_default(f))}`")
             lines.append(f"| `{f.metadata['file']}` | `{f.name}` | {unsaid} |")
     inert = getattr(module, "INERT", {})
     free = sorted(k for k, value in inert.items() if value is ANY)
@@ -155,6 +160,8 @@ def proofs(name: str, proven: dict) -> list[str]:
 
 def use(name: str) -> list[str]:
     call, needs = USES[tiny(name).facts["kind"]]
+    if name == "clip_text":  # it reads a text at its end token
+        call = call.replace("8]]", "model.config.eos]]")
     first = f"import {needs}, mirada" if needs else "import mirada"
     return ["```python", first, f"model = mirada.build(\"{name}:tiny\", seed=0)  # or "
             "mirada.load(\"a folder\")", call, "```"]

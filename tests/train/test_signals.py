@@ -20,7 +20,7 @@ class Slow(Words):
     """An update takes a while, so that a signal comes in the midst of one."""
 
     def loss(self, model, batch):
-        time.sleep(0.02)
+        time.sleep(0.1)
         return super().loss(model, batch)
 
 
